@@ -1,0 +1,68 @@
+"""What the data room executes: sources, cleaning, tokenizer, packing. Pydantic and nothing heavy is imported here."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Spec(BaseModel):
+    """Base of every part of a job spec: unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+Weight = Annotated[float, Field(gt=0)]
+
+
+class SourceSpec(Spec):
+    """One place that documents come from."""
+
+    path: str
+    """A path or glob (``.txt .jsonl .jsonl.gz .jsonl.zst .parquet .py``), local or ``s3://``, ``gs://``; or
+    ``stdlib:prose`` and ``stdlib:code``, the text that every Python installation carries."""
+    text_field: str = "text"
+    """The field that holds the text, in JSON lines and Parquet."""
+    language: str = "en"
+    domain: str = "web"
+    weight: Weight = 1.0
+    """Share of this source's (language, domain) cell in every global batch, relative to the others."""
+
+
+def _stdlib() -> tuple[SourceSpec, ...]:
+    return (
+        SourceSpec(path="stdlib:prose", domain="prose", weight=0.5),
+        SourceSpec(path="stdlib:code", domain="code", weight=0.5),
+    )
+
+
+class DataSpec(Spec):
+    """From documents to packed rows."""
+
+    sources: tuple[SourceSpec, ...] = Field(default_factory=_stdlib, min_length=1)
+    sequence_length: int = Field(default=256, ge=8, le=1_048_576)
+    """Tokens in a packed row. A row holds documents of one (language, domain) cell; attention never crosses their borders."""
+    min_characters: int = Field(default=32, ge=0)
+    """Shorter documents are dropped, with that reason in the report."""
+    max_document_bytes: int = Field(default=16 * 2**20, ge=1)
+    """A larger document is a bad document: see ``on_bad_document``."""
+    on_bad_document: Literal["error", "drop"] = "error"
+    """Broken UTF-8, a missing field, a broken JSON line, an oversized document: stop with its file and line, or drop it and
+    say so in the report."""
+    deduplicate: bool = True
+    """Drop documents whose normalised text was seen before."""
+    held_out_fraction: float = Field(default=0.02, gt=0, lt=0.5)
+    """Share of documents, by hash of their text, that training never sees."""
+    shard_documents: int = Field(default=512, ge=1)
+    """Documents in one unit of work; part of the prepared data's identity."""
+    seed: int = 0
+
+
+class TokenizerSpec(Spec):
+    """A SentencePiece BPE tokenizer: trained from the training split, or an existing one."""
+
+    path: str | None = None
+    """An existing ``.model`` file; None trains one."""
+    vocab_size: int = Field(default=4096, ge=300, le=262_144)
+    character_coverage: float = Field(default=0.9999, gt=0, le=1)
+    sample_bytes: int = Field(default=8 * 2**20, ge=1024)
+    """Bytes of training text, drawn by seed, that the tokenizer is trained on."""

@@ -1,0 +1,42 @@
+"""The job spec: a union discriminated on ``kind``. Each kind is the executing package's own spec, with a name."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, TypeAdapter
+
+from data.spec import DataSpec, Spec, TokenizerSpec
+from workers.attempt import Phase
+from workers.spec import TrainSpec
+
+Name = Annotated[str, Field(min_length=1, max_length=47, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+"""Lower-case letters, digits and dashes: a job's name becomes a Kubernetes name (RayJob: 47 characters)."""
+
+
+class TrainJob(TrainSpec):
+    """Prepare the data, then train."""
+
+    kind: Literal["train"] = "train"
+    name: Name
+
+
+class DataJob(Spec):
+    """Prepare the data and stop."""
+
+    kind: Literal["data"] = "data"
+    name: Name
+    data_pipeline: DataSpec = DataSpec()
+    tokenizer: TokenizerSpec = TokenizerSpec()
+
+
+def _kind(value: Any) -> str:
+    return str(value.get("kind", "train") if isinstance(value, dict) else getattr(value, "kind", "train"))
+
+
+JobSpec = Annotated[Annotated[TrainJob, Tag("train")] | Annotated[DataJob, Tag("data")], Discriminator(_kind)]
+JOB_SPEC: TypeAdapter[TrainJob | DataJob] = TypeAdapter(JobSpec)
+
+PHASES: dict[str, tuple[Phase, ...]] = {
+    "train": (Phase.DOCUMENTS, Phase.TOKENIZER, Phase.SHARDS, Phase.TRAINING),
+    "data": (Phase.DOCUMENTS, Phase.TOKENIZER, Phase.SHARDS),
+}
+"""What each kind goes through, in order."""
