@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from data.errors import MantaError
+
 
 class JobState(StrEnum):
     QUEUED = "queued"
@@ -16,3 +18,74 @@ class JobState(StrEnum):
 
 
 FINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+LIVE = frozenset({JobState.PREPARING, JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING})
+"""An attempt exists and may have processes."""
+SUPERVISED = LIVE | {JobState.QUEUED}
+"""The supervisor has something to do."""
+
+
+class Reason(StrEnum):
+    """Why a job is in its state: stable codes that the API shows."""
+
+    SUBMITTED = "submitted"
+    USER = "user"
+    STARTED = "started"
+    """An attempt was started."""
+    TRAINING = "training"
+    """The workers train."""
+    COMPLETED = "completed"
+    WORKER_FAILED = "worker_failed"
+    """The attempt itself said that it failed; another would fail the same way."""
+    ATTEMPT_LOST = "attempt_lost"
+    """The driver or the cluster went away; a new attempt follows."""
+    ATTEMPTS_SPENT = "attempts_spent"
+    """The last attempt of the budget was lost."""
+
+
+_S, _R = JobState, Reason
+_FAILED = frozenset({_R.WORKER_FAILED, _R.ATTEMPTS_SPENT})
+_USER = frozenset({_R.USER})
+_LOST = frozenset({_R.ATTEMPT_LOST})
+_DONE = frozenset({_R.COMPLETED})
+
+MOVES: dict[tuple[JobState, JobState], frozenset[Reason]] = {
+    (_S.QUEUED, _S.PREPARING): frozenset({_R.STARTED}),
+    (_S.QUEUED, _S.PAUSED): _USER,
+    (_S.QUEUED, _S.CANCELLED): _USER,
+    (_S.PREPARING, _S.RUNNING): frozenset({_R.TRAINING}),
+    (_S.PREPARING, _S.QUEUED): _LOST,
+    (_S.PREPARING, _S.PAUSING): _USER,
+    (_S.PREPARING, _S.CANCELLING): _USER,
+    (_S.PREPARING, _S.SUCCEEDED): _DONE,
+    (_S.PREPARING, _S.FAILED): _FAILED,
+    (_S.RUNNING, _S.QUEUED): _LOST,
+    (_S.RUNNING, _S.PAUSING): _USER,
+    (_S.RUNNING, _S.CANCELLING): _USER,
+    (_S.RUNNING, _S.SUCCEEDED): _DONE,
+    (_S.RUNNING, _S.FAILED): _FAILED,
+    # A pausing job whose attempt is lost is where its user wanted it: at its last checkpoint, with nothing running.
+    (_S.PAUSING, _S.PAUSED): _USER | _LOST,
+    (_S.PAUSING, _S.CANCELLING): _USER,
+    (_S.PAUSING, _S.SUCCEEDED): _DONE,
+    (_S.PAUSING, _S.FAILED): frozenset({_R.WORKER_FAILED}),
+    (_S.PAUSED, _S.QUEUED): _USER,
+    (_S.PAUSED, _S.CANCELLED): _USER,
+    # An accepted cancel ends as cancelled, even when the attempt was quicker.
+    (_S.CANCELLING, _S.CANCELLED): _USER,
+    (_S.FAILED, _S.QUEUED): _USER,
+    (_S.CANCELLED, _S.QUEUED): _USER,
+}
+"""(from, to) -> the reasons that may be given for it."""
+
+
+class IllegalTransition(MantaError):
+    """The job's state does not allow what was asked."""
+
+    code = "illegal_transition"
+    status = 409
+
+
+def check_move(old: JobState, new: JobState, reason: Reason) -> None:
+    """Raise ``IllegalTransition`` unless the table has the move with that reason."""
+    if reason not in MOVES.get((old, new), frozenset()):
+        raise IllegalTransition(f"a {old} job cannot become {new} ({reason})")
