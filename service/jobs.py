@@ -1,0 +1,249 @@
+"""What a user can do with jobs. Each operation is one short transaction; an illegal one changes nothing and says why."""
+
+import hashlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from data.errors import MantaError
+from service import cursors
+from service.models import IdempotencyKey, Job
+from service.moves import USER, move, record
+from service.policies import needs
+from service.progress import phase_views
+from service.spec import DataJob, TrainJob
+from service.states import FINAL, LIVE, IllegalTransition, JobState, Reason
+from service.store import JobNotFound, Store, lock_job, wake_queue
+from service.views import JobView, Page
+from workers.attempt import Desired
+
+MAX_PAGE = 1000
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+class IdempotencyConflict(MantaError):
+    """The key was used for a different job."""
+
+    code = "idempotency_conflict"
+    status = 409
+
+
+class TooManyJobs(MantaError):
+    """The service holds as many unfinished jobs as its settings allow."""
+
+    code = "too_many_jobs"
+    status = 429
+
+
+@dataclass(frozen=True)
+class Created:
+    job: JobView
+    replayed: bool
+    """The idempotency key was known: this is the job that it made."""
+
+
+class Jobs:
+    """``home`` holds each job's storage (``jobs/<id>``); ``max_unfinished`` bounds jobs that have not ended."""
+
+    def __init__(self, store: Store, home: Path, *, max_unfinished: int = 1000, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._home = home
+        self._max_unfinished = max_unfinished
+        self._clock = clock
+
+    def create(self, spec: TrainJob | DataJob, *, idempotency_key: str | None = None) -> Created:
+        """A new queued job. With a known key and the same spec: the job that the key made.
+
+        Raises ``IdempotencyConflict`` (same key, other spec) and ``TooManyJobs``.
+        """
+        resolved = spec.model_dump(mode="json")
+        fingerprint = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
+        try:
+            job, replayed = self._create(spec, idempotency_key, fingerprint)
+        except IntegrityError:
+            # Two submits with one key at the same moment: the other has committed it, so this one finds it now.
+            if idempotency_key is None:
+                raise
+            job, replayed = self._create(spec, idempotency_key, fingerprint)
+        if not replayed:
+            self._store.changed(job.id, lifecycle=True)
+        return Created(job_view(job), replayed)
+
+    def _create(self, spec: TrainJob | DataJob, key: str | None, fingerprint: str) -> tuple[Job, bool]:
+        now = self._clock()
+        with self._store.write() as session:
+            if key is not None and (known := session.get(IdempotencyKey, key)) is not None:
+                if known.body_hash != fingerprint:
+                    raise IdempotencyConflict(f"Idempotency-Key {key!r} was used for another job spec (job {known.job_id})")
+                return lock_job(session, known.job_id), True
+            unfinished = session.scalar(select(func.count()).select_from(Job).where(Job.state.not_in(FINAL))) or 0
+            if unfinished >= self._max_unfinished:
+                raise TooManyJobs(f"{unfinished} jobs have not ended and {self._max_unfinished} are allowed; try again later")
+            wants = needs(spec)
+            job = Job(
+                id="".join(secrets.choice(_ALPHABET) for _ in range(10)),
+                name=spec.name,
+                kind=spec.kind,
+                spec=spec.model_dump(mode="json"),
+                state=JobState.QUEUED,
+                desired=Desired.RUNNING,
+                reason=Reason.SUBMITTED,
+                cpus=wants.cpus,
+                gpus=wants.gpus,
+                created_at=now,
+                queued_at=now,
+                moved_at=now,
+            )
+            session.add(job)
+            session.flush()
+            if key is not None:
+                session.add(IdempotencyKey(key=key, body_hash=fingerprint, job_id=job.id, created_at=now))
+            record(session, job.id, now, "submitted", USER, f"{spec.kind} job {spec.name} was submitted")
+        return job, False
+
+    def get(self, job_id: str) -> JobView:
+        """Raises ``JobNotFound``."""
+        with self._store.read() as session:
+            return job_view(find_job(session, job_id))
+
+    def list(
+        self,
+        *,
+        state: JobState | None = None,
+        kind: str | None = None,
+        name: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[JobView]:
+        """Newest first. Raises ``InvalidCursor``."""
+        limit = max(1, min(limit, MAX_PAGE))
+        query = select(Job).order_by(Job.number.desc()).limit(limit + 1)
+        if state is not None:
+            query = query.where(Job.state == state)
+        if kind is not None:
+            query = query.where(Job.kind == kind)
+        if name is not None:
+            query = query.where(Job.name == name)
+        if cursor is not None:
+            query = query.where(Job.number < cursors.decode("jobs", cursor))
+        with self._store.read() as session:
+            rows = session.scalars(query).all()
+        more = cursors.encode("jobs", rows[limit - 1].number) if len(rows) > limit else None
+        return Page[JobView](items=[job_view(job) for job in rows[:limit]], next_cursor=more)
+
+    def count_by_state(self) -> dict[JobState, int]:
+        """Every state, also those without a job."""
+        with self._store.read() as session:
+            counted = session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all()
+        return dict.fromkeys(JobState, 0) | dict(counted)
+
+    def cancel(self, job_id: str) -> JobView:
+        """What has no attempt is cancelled at once, else the attempt is ended first. Cancelling twice is no error."""
+
+        def act(session: Session, job: Job, now: float) -> None:
+            if job.state is JobState.CANCELLING:
+                return
+            if job.state in FINAL:
+                raise IllegalTransition(f"job {job.id} has {_ENDED[job.state]}; there is nothing to cancel")
+            to = JobState.CANCELLING if job.state in LIVE else JobState.CANCELLED
+            job.desired = Desired.CANCELLED
+            move(session, job, to, Reason.USER, USER, now)
+
+        return self._change(job_id, act)
+
+    def pause(self, job_id: str) -> JobView:
+        """Checkpoint and end the attempt; the job keeps its place in time, not its resources. Pausing twice is no error."""
+
+        def act(session: Session, job: Job, now: float) -> None:
+            if job.state in (JobState.PAUSING, JobState.PAUSED):
+                return
+            if job.state in FINAL or job.state is JobState.CANCELLING:
+                raise IllegalTransition(f"job {job.id} is {job.state}; only an unfinished job can be paused")
+            job.desired = Desired.PAUSED
+            move(session, job, JobState.PAUSING if job.state in LIVE else JobState.PAUSED, Reason.USER, USER, now)
+
+        return self._change(job_id, act)
+
+    def resume(self, job_id: str) -> JobView:
+        """Queue a paused job; its next attempt goes on from the newest checkpoint."""
+
+        def act(session: Session, job: Job, now: float) -> None:
+            if job.state is not JobState.PAUSED:
+                raise IllegalTransition(f"job {job.id} is {job.state}; only a paused job can be resumed")
+            job.desired = Desired.RUNNING
+            move(session, job, JobState.QUEUED, Reason.USER, USER, now)
+
+        return self._change(job_id, act)
+
+    def retry(self, job_id: str) -> JobView:
+        """Queue a failed or cancelled job again, from its newest checkpoint, with a fresh budget of attempts."""
+
+        def act(session: Session, job: Job, now: float) -> None:
+            if job.state not in (JobState.FAILED, JobState.CANCELLED):
+                raise IllegalTransition(f"job {job.id} is {job.state}; only a failed or cancelled job can be retried")
+            job.desired, job.losses, job.failure = Desired.RUNNING, 0, None
+            move(session, job, JobState.QUEUED, Reason.USER, USER, now)
+
+        return self._change(job_id, act)
+
+    def delete(self, job_id: str) -> None:
+        """Remove an ended job: its rows, then its directory. Raises ``JobNotFound`` and ``IllegalTransition``."""
+        with self._store.write() as session:
+            job = lock_job(session, job_id)
+            if job.state not in FINAL:
+                raise IllegalTransition(f"job {job.id} is {job.state}; cancel it first, then delete it")
+            session.delete(job)
+        shutil.rmtree(self.directory(job_id), ignore_errors=True)
+        self._store.changed(job_id, lifecycle=True)
+
+    def directory(self, job_id: str) -> Path:
+        """The job's storage: ``checkpoints/``, ``logs/``, ``attempts/N/``. May not exist yet."""
+        return job_directory(self._home, job_id)
+
+    def _change(self, job_id: str, act: Callable[[Session, Job, float], None]) -> JobView:
+        with self._store.write() as session:
+            job = lock_job(session, job_id)
+            act(session, job, self._clock())
+            wake_queue(session)
+        self._store.changed(job_id, lifecycle=True)
+        return job_view(job)
+
+
+_ENDED = {JobState.SUCCEEDED: "succeeded", JobState.FAILED: "failed", JobState.CANCELLED: "been cancelled"}
+
+
+def find_job(session: Session, job_id: str) -> Job:
+    """The job without taking its row. Raises ``JobNotFound``."""
+    job = session.scalar(select(Job).where(Job.id == job_id))
+    if job is None:
+        raise JobNotFound(f"there is no job {job_id}")
+    return job
+
+
+def job_directory(home: Path, job_id: str) -> Path:
+    return home / "jobs" / job_id
+
+
+def job_view(job: Job) -> JobView:
+    progress = phase_views(job.kind, job.progress, live=job.state in LIVE)
+    training = next((phase for phase in progress if phase.phase == "training"), None)
+    total = TrainJob.model_validate(job.spec).total_steps if job.kind == "train" and training is None else None
+    return JobView.model_validate(
+        {
+            **{name: getattr(job, name) for name in _COLUMNS},
+            "progress": progress,
+            "step": training.done if training else None,
+            "total_steps": training.total if training else total,
+        }
+    )
+
+
+_COLUMNS = frozenset(JobView.model_fields) - {"progress", "step", "total_steps"}
