@@ -1,0 +1,229 @@
+"""The train loop. It knows steps, data, checkpoints and reports; nothing of Ray, and of the mesh only its engine."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+from data.dataset import Batch, PackedDataset
+from data.errors import MantaError
+from data.manifest import require_rows
+from data.order import SampleOrder
+from data.tokenizer import Tokenizer
+from workers.attempt import Desired, Phase, Summary
+from workers.checkpoint import CheckpointStore
+from workers.engine import Engine, StepResult
+from workers.evaluate import held_out_loss
+from workers.flops import peak_flops, training_flops_per_token
+from workers.generate import sample_texts
+from workers.mesh import Membership, deal
+from workers.reporter import Reports
+from workers.spec import TrainSpec
+
+T = TypeVar("T")
+GO, PAUSE, CANCEL = 0, 1, 2
+"""What rank 0 tells the others with every step's all-reduce."""
+
+
+class DataChanged(MantaError):
+    """The checkpoint was trained on other data, or in another order, than this run would go on with."""
+
+    code: ClassVar[str] = "data_changed"
+    status: ClassVar[int] = 409
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended on purpose; faults are exceptions. ``step`` optimizer steps are done."""
+
+    kind: Literal["succeeded", "paused", "cancelled"]
+    summary: Summary | None
+    step: int
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """``on_step(n)`` runs on every rank just before optimizer step ``n`` (from 1): where tests inject faults."""
+
+    on_step: Callable[[int], None] = field(default=lambda step: None)
+
+
+def train(
+    spec: TrainSpec,
+    membership: Membership,
+    dataset: PackedDataset,
+    checkpoints: CheckpointStore,
+    reporter: Reports,
+    *,
+    hooks: Hooks | None = None,
+) -> Outcome:
+    """Train ``spec`` to its end, or until the user wants otherwise, from the newest whole checkpoint if there is one.
+
+    Called by every rank of ``membership``. The losses are a function of spec, data and world size alone, whatever restarts
+    there were. Raises MantaError where the user can mend it (``NotEnoughData``, ``TrainingDiverged``, ``DataChanged``,
+    ``CheckpointWriteError``).
+    """
+    require_rows(dataset.manifest, spec.training.global_batch_size)
+    tokenizer = Tokenizer.load(dataset.tokenizer_path)
+    engine = Engine.build(spec, membership, tokenizer.vocab_size)
+    try:
+        run = _Run(spec, membership, dataset, tokenizer, checkpoints, reporter, hooks or Hooks(), engine)
+        return run.to_the_end()
+    finally:
+        engine.teardown()
+
+
+class _Run:
+    def __init__(
+        self,
+        spec: TrainSpec,
+        membership: Membership,
+        dataset: PackedDataset,
+        tokenizer: Tokenizer,
+        checkpoints: CheckpointStore,
+        reporter: Reports,
+        hooks: Hooks,
+        engine: Engine,
+    ) -> None:
+        self.spec, self.membership, self.dataset, self.tokenizer = spec, membership, dataset, tokenizer
+        self.checkpoints, self.reporter, self.hooks, self.engine = checkpoints, reporter, hooks, engine
+        self.order = SampleOrder(dataset.manifest, seed=spec.training.seed, global_batch_size=spec.training.global_batch_size)
+        self.total_steps = spec.total_steps
+        self.step_tokens = spec.training.global_batch_size * spec.data_pipeline.sequence_length
+        self.train_loss = float("nan")
+        self.trained_tokens, self.trained_seconds = 0, 0.0
+        flops = training_flops_per_token(spec.model, tokenizer.vocab_size, spec.data_pipeline.sequence_length)
+        peak = peak_flops(spec, engine.mesh.device)
+        self.mfu_per_rate = None if peak is None else flops / (peak * membership.world_size)
+
+    def to_the_end(self) -> Outcome:
+        """Steps, checkpoints and evaluations in order; every rank leaves at the same step."""
+        started = time.monotonic()
+        self.resume()
+        engine, training = self.engine, self.spec.training
+        self.reporter.phase(Phase.TRAINING, engine.step, self.total_steps, "steps")
+        with closing(prefetch(self.micro_batches, range(engine.step, self.total_steps))) as batches:
+            clock = time.perf_counter()
+            for batch in batches:
+                self.hooks.on_step(engine.step + 1)
+                result = engine.train_step(batch, signal=self.wanted())
+                now = time.perf_counter()
+                self.report_step(result, now - clock)
+                done = engine.step == self.total_steps
+                stop = result.signal if not done else GO
+                if done or stop == PAUSE or engine.step % self.spec.checkpoint.interval == 0:
+                    self.save()
+                if stop != GO:
+                    self.checkpoints.wait()
+                    return Outcome("paused" if stop == PAUSE else "cancelled", None, engine.step)
+                if training.eval_interval and engine.step % training.eval_interval == 0 and not done:
+                    self.report({"eval_loss": held_out_loss(engine, self.dataset)})
+                clock = time.perf_counter() if engine.step % self.spec.checkpoint.interval else now
+        summary = self.summary(started)
+        self.checkpoints.wait()
+        if self.membership.rank == 0:
+            self.reporter.result(summary)
+        return Outcome("succeeded", summary, engine.step)
+
+    def resume(self) -> None:
+        """Rank 0 shuts out ghosts of earlier generations; all load the newest whole checkpoint."""
+        if self.membership.rank == 0:
+            self.checkpoints.fence(self.membership.generation)
+        newest = self.checkpoints.latest()
+        if newest is None:
+            return
+        state = self.state()
+        self.checkpoints.load(newest, state)
+        if state["order"] != self.order.state():
+            raise DataChanged(
+                f"checkpoint {newest.path} was trained on other data or in another order", pointer="/data_pipeline"
+            )
+        self.engine.load_state_dict(state)
+        self.train_loss = state["train_loss"]
+
+    def state(self) -> dict[str, Any]:
+        """No generator's state: whatever is random is a function of the seed and the step."""
+        return {**self.engine.state_dict(), "order": self.order.state(), "train_loss": self.train_loss}
+
+    def save(self) -> None:
+        self.checkpoints.save(self.engine.step, self.state(), self.membership)
+
+    def micro_batches(self, step: int) -> list[Batch | None]:
+        """This rank's part of the global batch of ``step`` (from 0), which is an ordered list of micro-batches."""
+        rows, size = self.order.batch(step), self.spec.training.micro_batch_size
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        mine = deal(parts, self.membership.rank, self.membership.world_size)
+        return [None if part is None else self.dataset.rows("train", part) for part in mine]
+
+    def wanted(self) -> int:
+        """Rank 0's word counts. It reaches the others with the step's own all-reduce, so all stop at the same boundary."""
+        if self.membership.rank != 0:
+            return GO
+        if self.reporter.stale or self.reporter.desired is Desired.CANCELLED:
+            return CANCEL
+        return PAUSE if self.reporter.desired is Desired.PAUSED else GO
+
+    def report_step(self, result: StepResult, seconds: float) -> None:
+        step = self.engine.step
+        self.reporter.heartbeat(step)
+        self.train_loss = result.loss
+        self.trained_tokens += self.step_tokens
+        self.trained_seconds += seconds
+        if self.membership.rank != 0:
+            return
+        if step % self.spec.monitoring.log_interval == 0 or step == self.total_steps:
+            rate = self.step_tokens / seconds
+            load_LE = result.counts_LE.double() / result.counts_LE.double().mean(dim=-1, keepdim=True).clamp(min=1.0)
+            self.report(
+                {
+                    "loss": result.loss,
+                    "learning_rate": result.learning_rate,
+                    "grad_norm": result.grad_norm,
+                    "tokens": float(step * self.step_tokens),
+                    "tokens_per_second": rate,
+                    "step_seconds": seconds,
+                    **({} if self.mfu_per_rate is None else {"mfu": rate * self.mfu_per_rate}),
+                    # The busiest expert's load over the mean, in the worst layer: 1 is perfect balance. None is ever dropped.
+                    **({"expert_load_max_over_mean": float(load_LE.max())} if load_LE.numel() else {}),
+                }
+            )
+        self.reporter.phase(Phase.TRAINING, step, self.total_steps, "steps")
+
+    def report(self, values: dict[str, float]) -> None:
+        if self.membership.rank == 0:
+            self.reporter.metrics(self.engine.step, values)
+
+    def summary(self, started: float) -> Summary:
+        """Evaluate the final weights; all ranks take part."""
+        eval_loss = held_out_loss(self.engine, self.dataset)
+        self.report({"eval_loss": eval_loss})
+        rate = self.trained_tokens / self.trained_seconds if self.trained_seconds else 0.0
+        newest = self.checkpoints.directory / f"step-{self.engine.step:08d}"
+        return Summary(
+            steps=self.engine.step,
+            tokens=self.engine.step * self.step_tokens,
+            train_loss=self.train_loss,
+            eval_loss=eval_loss,
+            unigram_loss=self.dataset.manifest.unigram_loss,
+            bigram_loss=self.dataset.manifest.bigram_loss,
+            one_token_context_loss=held_out_loss(self.engine, self.dataset, one_token_context=True),
+            tokens_per_second=rate,
+            mfu=None if self.mfu_per_rate is None else rate * self.mfu_per_rate,
+            checkpoint=str(newest),
+            samples=sample_texts(self.engine, self.dataset, self.tokenizer),
+            restarts=self.membership.generation,
+            seconds=time.monotonic() - started,
+        )
+
+
+def prefetch(load: Callable[[int], T], steps: range) -> Iterator[T]:
+    """``load(step)`` for each step in order, the next one on a thread while the caller works on this one."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="manta-prefetch") as thread:
+        ahead = [thread.submit(load, step) for step in steps[:1]]
+        for step in steps:
+            ready = ahead.pop()
+            if step + 1 in steps:
+                ahead.append(thread.submit(load, step + 1))
+            yield ready.result()

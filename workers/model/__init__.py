@@ -1,0 +1,1 @@
+"""A DeepSeek-style mixture-of-experts decoder."""
