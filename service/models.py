@@ -1,4 +1,4 @@
-"""The tables. Times are Unix seconds (UTC), written by the service's clock; JSON columns are replaced, never changed in place."""
+"""The tables. Times are Unix seconds (UTC) by the service's clock; JSON columns are replaced, never changed in place."""
 
 from typing import Any, ClassVar
 

@@ -95,7 +95,7 @@ class Store:
     # -- who listens -------------------------------------------------------------------------------------------------------
 
     def subscribe(self, listener: Callable[[Change], None]) -> Callable[[], None]:
-        """Call ``listener`` after each commit of this process, on the writer's thread; it must be quick. Returns the way out."""
+        """Call ``listener`` after each commit of this process, on the writer's thread; be quick. Returns the way out."""
         with self._listening:
             self._listeners = [*self._listeners, listener]
 

@@ -12,7 +12,8 @@ T = TypeVar("T")
 
 
 class View(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
+    # JSON has no NaN; a loss that diverged is "NaN" in a string, which the client reads back as a float.
+    model_config = ConfigDict(from_attributes=True, ser_json_inf_nan="strings")
 
 
 class PhaseView(View):
