@@ -1,0 +1,101 @@
+"""A prepared data set, read by row number.
+
+Legend: R rows asked for, T tokens in a row.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data.errors import ShardError
+from data.files import checksum
+from data.manifest import SPLITS, TOKENIZER_NAME, Manifest, ShardInfo, Split
+from data.shards import Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows, each three arrays of shape [T].
+
+    Padding has document id -1. A target of position t is the token at t + 1 of the same document, so
+    ``document_ids[:, 1:] == document_ids[:, :-1]`` (and not -1) says where one is.
+    """
+
+    tokens: npt.NDArray[np.uint32]
+    """[R, T]"""
+    document_ids: npt.NDArray[np.int32]
+    """[R, T]: 0, 1, ... within a row from the left"""
+    positions: npt.NDArray[np.int32]
+    """[R, T]: from 0 in each document; 0 in padding"""
+
+    @property
+    def target_mask(self) -> npt.NDArray[np.bool_]:
+        """[R, T - 1]: where position t predicts t + 1."""
+        left, right = self.document_ids[:, :-1], self.document_ids[:, 1:]
+        mask: npt.NDArray[np.bool_] = (left == right) & (left >= 0)
+        return mask
+
+
+class PackedDataset:
+    """Random access to packed rows. A shard is mapped, and its checksum verified, when a row of it is first asked for."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._infos: dict[Split, list[ShardInfo]] = {s: [i for i in manifest.shards if i.split == s] for s in SPLITS}
+        self._starts = {split: [0, *accumulate(info.rows for info in infos)] for split, infos in self._infos.items()}
+        self._open: dict[str, Shard] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> "PackedDataset":
+        """
+        Raises:
+            ShardError: there is no manifest, or the tokenizer does not match it.
+        """
+        dataset = cls(path, Manifest.read(path))
+        if not dataset.tokenizer_path.is_file() or checksum(dataset.tokenizer_path) != dataset.manifest.tokenizer_checksum:
+            raise ShardError(f"{dataset.tokenizer_path} is missing or does not match its checksum")
+        return dataset
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / TOKENIZER_NAME
+
+    def num_rows(self, split: Split) -> int:
+        return self._starts[split][-1]
+
+    def rows(self, split: Split, indices: Sequence[int]) -> Batch:
+        """The rows ``indices`` of a split, in that order.
+
+        Raises:
+            IndexError: there is no such row.
+            ShardError: a shard is missing, torn or does not match its checksum.
+        """
+        shape = (len(indices), self.manifest.sequence_length)
+        tokens = np.zeros(shape, dtype=np.uint32)
+        document_ids = np.full(shape, -1, dtype=np.int32)
+        positions = np.zeros(shape, dtype=np.int32)
+        for r, index in enumerate(indices):
+            shard, row = self._locate(split, index)
+            tokens[r] = shard.tokens_RT[row]
+            at = 0
+            for document, length in enumerate(shard.pieces(row).tolist()):
+                document_ids[r, at : at + length] = document
+                positions[r, at : at + length] = np.arange(length, dtype=np.int32)
+                at += length
+        return Batch(tokens, document_ids, positions)
+
+    def _locate(self, split: Split, index: int) -> tuple[Shard, int]:
+        starts = self._starts[split]
+        if not 0 <= index < starts[-1]:
+            raise IndexError(f"row {index} of {starts[-1]} in {split}")
+        number = bisect_right(starts, index) - 1
+        info = self._infos[split][number]
+        if info.file not in self._open:
+            self._open[info.file] = Shard(self.path / info.file, info, self.manifest.sequence_length)
+        return self._open[info.file], index - starts[number]

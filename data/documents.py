@@ -1,0 +1,23 @@
+"""What flows through the data room."""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Document:
+    """One text. ``id`` says where it lies (``file:line``) for people who look for it."""
+
+    text: str
+    id: str
+    language: str
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """What a source holds in place of a document: ``reason`` is counted, ``detail`` names file and line."""
+
+    reason: str
+    detail: str
+    field: str = "path"
+    """The field of the source's spec that is to blame."""

@@ -1,0 +1,128 @@
+"""What a prepared data set says of itself. It is written last: a directory without it is not a data set."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.errors import NotEnoughData, ShardError
+
+FILE_NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.model"
+FORMAT = 1
+"""Part of every data set's identity; raise it when the same input no longer gives the same bytes."""
+
+Split = Literal["train", "held_out"]
+SPLITS: tuple[Split, Split] = ("train", "held_out")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Count(_Record):
+    """How much of a cell is in one split. ``tokens`` counts begin and end marks, not padding."""
+
+    documents: int = 0
+    tokens: int = 0
+    rows: int = 0
+
+
+class Cell(_Record):
+    """One (language, domain): its weight is the sum of its sources' weights."""
+
+    language: str
+    domain: str
+    weight: float
+    train: Count
+    held_out: Count
+
+    @property
+    def name(self) -> str:
+        return f"{self.language}/{self.domain}"
+
+
+class ShardInfo(_Record):
+    """One file of packed rows. Layout, little-endian uint32: ``tokens[rows, T]``, ``row_start[rows + 1]``,
+    ``piece_length[pieces]``; row r holds the pieces ``row_start[r] .. row_start[r + 1]`` from its left edge on."""
+
+    file: str
+    split: Split
+    cell: int
+    documents: int
+    rows: int
+    pieces: int
+    tokens: int
+    checksum: str
+    """xxh3-128 of the file."""
+
+
+class Manifest(_Record):
+    """Rows of a split are numbered through its shards in the order of ``shards``, which is by cell."""
+
+    format: int = FORMAT
+    hash: str
+    """Identity of the input: spec, files, versions. The directory's name."""
+    sequence_length: int
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    tokenizer_checksum: str
+    cells: tuple[Cell, ...]
+    shards: tuple[ShardInfo, ...]
+    input_files: int
+    input_bytes: int
+    documents_read: int
+    drops: dict[str, int]
+    """Documents that were left out, by reason."""
+    unigram_loss: float
+    bigram_loss: float
+    """Held-out loss of n-gram models of the training split, nats a token, at the positions that a model predicts."""
+
+    def rows(self, split: Split) -> int:
+        return sum(shard.rows for shard in self.shards if shard.split == split)
+
+    def tokens(self, split: Split) -> int:
+        return sum(shard.tokens for shard in self.shards if shard.split == split)
+
+    def documents(self, split: Split) -> int:
+        return sum(shard.documents for shard in self.shards if shard.split == split)
+
+    def cell_rows(self, split: Split) -> list[range]:
+        """The numbers of each cell's rows in a split."""
+        ranges, start = [], 0
+        for index in range(len(self.cells)):
+            size = sum(shard.rows for shard in self.shards if shard.split == split and shard.cell == index)
+            ranges.append(range(start, start + size))
+            start += size
+        return ranges
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest":
+        """
+        Raises:
+            ShardError: there is none, or it cannot be understood.
+        """
+        path = directory / FILE_NAME
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise ShardError(f"{directory} is not a prepared data set: it has no {FILE_NAME}") from error
+        except ValidationError as error:
+            raise ShardError(f"{path} is not a manifest of this version: {error.errors()[0]['msg']}") from error
+
+
+def require_rows(manifest: Manifest, global_batch_size: int) -> None:
+    """
+    Raises:
+        NotEnoughData: the training split does not fill one global batch, or nothing is held out.
+    """
+    rows = manifest.rows("train")
+    if rows < global_batch_size:
+        raise NotEnoughData(
+            f"{manifest.documents('train')} training documents fill {rows} rows of {manifest.sequence_length} tokens,"
+            f" fewer than one global batch of {global_batch_size}; give more text, or a smaller global_batch_size",
+            pointer="/training/global_batch_size",
+        )
+    if not manifest.rows("held_out"):
+        raise NotEnoughData("no document is held out to measure on", pointer="/data_pipeline/held_out_fraction")

@@ -1,0 +1,73 @@
+"""What counting alone would reach: held-out loss of a unigram and a bigram model, nats a token.
+
+Both are fitted on the training rows and measured on all held-out rows, at exactly the positions where the language model
+predicts: the next token of the same document within its row.
+
+Unigram: add-one (Laplace). Bigram: Witten-Bell interpolation with that unigram (Witten and Bell 1991; Chen and Goodman 1999,
+section 2.4): ``p(w|h) = (c(h,w) + T(h) p(w)) / (c(h) + T(h))`` with T(h) the number of different tokens seen after h.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from data.dataset import PackedDataset
+from data.manifest import Split
+
+# Fitting reads at most about this many positions, in rows at even distance, so that memory stays bounded.
+FIT_TOKENS = 1 << 26
+_TOKENS_AT_A_TIME = 1 << 22
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+
+def held_out_losses(dataset: PackedDataset) -> tuple[float, float]:
+    """(unigram, bigram) loss in nats a token, rounded to six digits; 0 where nothing is held out."""
+    vocab = dataset.manifest.vocab_size
+    stride = max(1, -(-dataset.manifest.tokens("train") // FIT_TOKENS))
+    pairs, count_P = _count(dataset, "train", stride)
+    previous_P, next_P = np.divmod(pairs.astype(np.int64), vocab)
+
+    unigram_V = np.bincount(next_P, weights=count_P, minlength=vocab) + 1.0
+    unigram_V /= unigram_V.sum()
+    total_V = np.bincount(previous_P, weights=count_P, minlength=vocab)
+    different_V = np.bincount(previous_P, minlength=vocab)
+
+    tested, times_Q = _count(dataset, "held_out", 1)
+    if not times_Q.sum():
+        return 0.0, 0.0
+    before_Q, after_Q = np.divmod(tested.astype(np.int64), vocab)
+    seen_Q = _lookup(pairs, count_P, tested)
+    weight_Q = different_V[before_Q]
+    known_Q = np.maximum(total_V[before_Q] + weight_Q, 1)
+    bigram_Q = np.where(weight_Q > 0, (seen_Q + weight_Q * unigram_V[after_Q]) / known_Q, unigram_V[after_Q])
+
+    positions = float(times_Q.sum())
+    unigram = -float((times_Q * np.log(unigram_V[after_Q])).sum()) / positions
+    bigram = -float((times_Q * np.log(bigram_Q)).sum()) / positions
+    return round(unigram, 6), round(bigram, 6)
+
+
+def _count(dataset: PackedDataset, split: Split, stride: int) -> tuple[U64, I64]:
+    """Different (previous, next) pairs as ``previous * vocab + next``, ascending, and how often each occurs."""
+    vocab = np.uint64(dataset.manifest.vocab_size)
+    pairs, counts = np.empty(0, np.uint64), np.empty(0, np.int64)
+    rows = range(0, dataset.num_rows(split), stride)
+    at_a_time = max(1, _TOKENS_AT_A_TIME // dataset.manifest.sequence_length)
+    for start in range(0, len(rows), at_a_time):
+        batch = dataset.rows(split, rows[start : start + at_a_time])
+        mask = batch.target_mask
+        tokens = batch.tokens.astype(np.uint64)
+        new, times = np.unique(tokens[:, :-1][mask] * vocab + tokens[:, 1:][mask], return_counts=True)
+        merged, where = np.unique(np.concatenate([pairs, new]), return_inverse=True)
+        counts = np.bincount(where, weights=np.concatenate([counts, times]), minlength=len(merged)).astype(np.int64)
+        pairs = merged
+    return pairs, counts
+
+
+def _lookup(pairs: U64, counts: I64, wanted: U64) -> I64:
+    """How often each wanted pair is in ``pairs``; 0 where it is not."""
+    if not len(pairs):
+        return np.zeros(len(wanted), np.int64)
+    at = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+    return np.where(pairs[at] == wanted, counts[at], 0)

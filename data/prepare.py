@@ -1,0 +1,233 @@
+"""From a spec to a directory of packed rows: documents, tokenizer, shards.
+
+The directory is named by the hash of everything that decides its bytes. It grows as ``<hash>.partial`` under a lock and is
+renamed when its manifest is written, so a reader sees a whole data set or none, a second preparation of the same input waits
+and then uses the first one's, and one that was killed goes on where it stopped.
+"""
+
+import json
+import platform
+import shutil
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import xxhash
+
+from data import stdlib
+from data.corpus import Corpus, cells, clean_tasks, select
+from data.dataset import PackedDataset
+from data.executors import Executor
+from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
+from data.locks import locked
+from data.manifest import FILE_NAME, FORMAT, SPLITS, TOKENIZER_NAME, Cell, Count, Manifest, ShardInfo, Split, require_rows
+from data.ngrams import held_out_losses
+from data.selection import sample
+from data.sources import InputFile, list_files
+from data.spec import DataSpec, TokenizerSpec
+from data.tasks import CleanResult, PackTask, clean_files, pack_documents, read_texts
+from data.tokenizer import Tokenizer, train_tokenizer
+
+__all__ = ["Executor", "Prepared", "Progress", "prepare", "require_rows"]
+
+# Cleaned text and markers, below the growing directory; gone when the data set is whole.
+_SCRATCH = "scratch"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a phase is. ``reused``: there was nothing to do."""
+
+    phase: str
+    """``documents``, ``tokenizer`` or ``shards``."""
+    done: int
+    total: int | None
+    unit: str
+    reused: bool = False
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    path: Path
+    reused: bool
+    manifest: Manifest
+
+
+def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Executor, on_progress: OnProgress) -> Prepared:
+    """The data set of a spec, made or found below ``root``. The same bytes whatever the executor.
+
+    Raises:
+        SourceError: a source does not exist, is empty or of no known format; the tokenizer cannot be trained or loaded.
+        DocumentError: a document is broken and ``on_bad_document`` is ``error``; the message names file and line.
+        NotEnoughData: nothing is left to train on, in all or of one cell, or nothing to hold out.
+    """
+    files = [list_files(source, f"/data_pipeline/sources/{i}") for i, source in enumerate(data.sources)]
+    identity = _identity(data, tokenizer, files)
+    final = root / identity
+    with locked(root / f".{identity}.lock"):
+        if final.exists():
+            prepared = Prepared(final, True, PackedDataset.open(final).manifest)
+            _report_reuse(prepared.manifest, on_progress)
+            return prepared
+        work = root / f"{identity}.partial"
+        corpus = _documents(data, files, work / _SCRATCH, executor, on_progress)
+        model = _tokenizer(tokenizer, data, corpus, work, on_progress)
+        shards = _shards(data, corpus, work, executor, on_progress)
+        manifest = _manifest(identity, data, corpus, shards, files, model, work)
+        _commit(manifest, work, final)
+    return Prepared(final, False, manifest)
+
+
+def _identity(data: DataSpec, tokenizer: TokenizerSpec, files: list[list[InputFile]]) -> str:
+    """Hash of everything that decides the bytes: specs, inputs, and the versions of what turns one into the other."""
+    digest = xxhash.xxh3_128()
+    versions = {"format": FORMAT, "unicode": unicodedata.unidata_version, "sentencepiece": sentencepiece.__version__}
+    if any(source.path.startswith(stdlib.PREFIX) for source in data.sources):
+        versions["python"] = platform.python_version()
+    if tokenizer.path is not None:
+        Tokenizer.load(tokenizer.path)
+        versions["tokenizer"] = checksum(Path(tokenizer.path))
+    digest.update(json.dumps([versions, data.model_dump(mode="json"), tokenizer.model_dump(mode="json")]).encode())
+    for file in (file for of_source in files for file in of_source):
+        digest.update(json.dumps([file.path, file.size, file.digest]).encode())
+    return digest.hexdigest()
+
+
+def _report_reuse(manifest: Manifest, on_progress: OnProgress) -> None:
+    documents = manifest.documents("train") + manifest.documents("held_out")
+    on_progress(Progress("documents", manifest.input_bytes, manifest.input_bytes, "bytes", reused=True))
+    on_progress(Progress("tokenizer", 1, 1, "model", reused=True))
+    on_progress(Progress("shards", documents, documents, "documents", reused=True))
+
+
+def _documents(data: DataSpec, files: list[list[InputFile]], work: Path, executor: Executor, on_progress: OnProgress) -> Corpus:
+    tasks = list(clean_tasks(data, files, work))
+    total = sum(task.bytes for task in tasks)
+    done = 0
+    on_progress(Progress("documents", done, total, "bytes"))
+    results: dict[int, CleanResult] = {}
+    for result in executor.map(clean_files, tasks):
+        if result.failure is not None:
+            raise result.failure.error()
+        results[result.index] = result
+        done += tasks[result.index].bytes
+        on_progress(Progress("documents", done, total, "bytes"))
+    return select(data, tasks, [results[task.index] for task in tasks])
+
+
+def _tokenizer(spec: TokenizerSpec, data: DataSpec, corpus: Corpus, work: Path, on_progress: OnProgress) -> Tokenizer:
+    """Trains or copies the tokenizer into ``work``; one that a stopped preparation left there is used again."""
+    on_progress(Progress("tokenizer", 0, 1, "model"))
+    path = work / TOKENIZER_NAME
+    if not path.is_file():
+        write_atomically(path, Path(spec.path).read_bytes() if spec.path else _train(spec, data, corpus))
+    on_progress(Progress("tokenizer", 1, 1, "model"))
+    return Tokenizer.load(path)
+
+
+def _train(spec: TokenizerSpec, data: DataSpec, corpus: Corpus) -> bytes:
+    train = np.flatnonzero(~corpus.held_out_N)
+    weights = list(cells(data).values())
+    shares = [weight / sum(weights) for weight in weights]
+    chosen = sample(corpus.hash_N[train], corpus.bytes_N[train], corpus.cell_N[train], shares, spec.sample_bytes, data.seed)
+    return train_tokenizer((t for part, rows in corpus.locate(train[chosen]) for t in read_texts(part, rows)), spec)
+
+
+def _shards(data: DataSpec, corpus: Corpus, work: Path, executor: Executor, on_progress: OnProgress) -> tuple[ShardInfo, ...]:
+    tasks = list(_pack_tasks(data, corpus, work))
+    total, done = sum(task.size for task in tasks), 0
+    on_progress(Progress("shards", done, total, "documents"))
+    shards: dict[int, ShardInfo] = {}
+    for result in executor.map(pack_documents, tasks):
+        shards[result.index] = result.shard
+        done += tasks[result.index].size
+        on_progress(Progress("shards", done, total, "documents"))
+    return tuple(shards[task.index] for task in tasks)
+
+
+def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask]:
+    """Shards by split, then cell, then reading order: a cell's rows are numbered without a gap."""
+    index = 0
+    tokenizer = work / TOKENIZER_NAME
+    digest = checksum(tokenizer)
+    for split in SPLITS:
+        for cell in range(len(cells(data))):
+            members = np.flatnonzero((corpus.cell_N == cell) & (corpus.held_out_N == (split == "held_out")))
+            for start in range(0, len(members), data.shard_documents):
+                yield PackTask(
+                    index=index,
+                    directory=work,
+                    file=f"shards/{split}-{cell:03}-{start // data.shard_documents:06}.u32",
+                    marker=work / _SCRATCH / f"shard-{index:06}.json",
+                    split=split,
+                    cell=cell,
+                    documents=tuple(corpus.locate(members[start : start + data.shard_documents])),
+                    tokenizer=tokenizer,
+                    tokenizer_checksum=digest,
+                    row_length=data.sequence_length,
+                )
+                index += 1
+
+
+def _manifest(
+    identity: str,
+    data: DataSpec,
+    corpus: Corpus,
+    shards: tuple[ShardInfo, ...],
+    files: list[list[InputFile]],
+    tokenizer: Tokenizer,
+    work: Path,
+) -> Manifest:
+    draft = Manifest(
+        hash=identity,
+        sequence_length=data.sequence_length,
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        tokenizer_checksum=checksum(work / TOKENIZER_NAME),
+        cells=tuple(
+            Cell(
+                language=language,
+                domain=domain,
+                weight=weight,
+                train=_count(shards, cell, "train"),
+                held_out=_count(shards, cell, "held_out"),
+            )
+            for cell, ((language, domain), weight) in enumerate(cells(data).items())
+        ),
+        shards=shards,
+        input_files=sum(map(len, files)),
+        input_bytes=sum(file.size for of_source in files for file in of_source),
+        documents_read=corpus.read,
+        drops=corpus.drops,
+        unigram_loss=0.0,
+        bigram_loss=0.0,
+    )
+    unigram, bigram = held_out_losses(PackedDataset(work, draft))
+    return draft.model_copy(update={"unigram_loss": unigram, "bigram_loss": bigram})
+
+
+def _count(shards: tuple[ShardInfo, ...], cell: int, split: Split) -> Count:
+    mine = [shard for shard in shards if (shard.cell, shard.split) == (cell, split)]
+    return Count(
+        documents=sum(shard.documents for shard in mine),
+        tokens=sum(shard.tokens for shard in mine),
+        rows=sum(shard.rows for shard in mine),
+    )
+
+
+def _commit(manifest: Manifest, work: Path, final: Path) -> None:
+    """Drops what is no longer needed, writes the manifest, and gives the directory its name."""
+    shutil.rmtree(work / _SCRATCH)
+    for leftover in work.rglob(f"{TEMPORARY_PREFIX}*"):
+        leftover.unlink(missing_ok=True)
+    write_atomically(work / FILE_NAME, manifest.model_dump_json(indent=1).encode())
+    sync_directory(work)
+    work.rename(final)
+    sync_directory(final.parent)

@@ -1,0 +1,72 @@
+"""Packed rows as files of uint32: one write, one checksum, random access through the page cache.
+
+Legend: R rows, T tokens in a row, P pieces (documents, or parts of them, within a row).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from data.errors import ShardError
+from data.files import checksum, write_atomically
+from data.manifest import ShardInfo, Split
+from data.pack import pack
+
+U32 = npt.NDArray[np.uint32]
+_STORED = np.dtype("<u4")
+
+
+def write_shard(
+    directory: Path, file: str, documents: Sequence[Sequence[int]], *, split: Split, cell: int, row_length: int
+) -> ShardInfo:
+    """Packs documents (token ids, marks included) into one file. Padding is token 0 and belongs to no piece."""
+    rows = pack([len(document) for document in documents], row_length)
+    tokens_RT = np.zeros((len(rows), row_length), dtype=_STORED)
+    for r, row in enumerate(rows):
+        at = 0
+        for piece in row:
+            tokens_RT[r, at : at + piece.length] = documents[piece.document][piece.start : piece.start + piece.length]
+            at += piece.length
+    lengths_P = np.array([piece.length for row in rows for piece in row], dtype=_STORED)
+    starts = np.cumsum([0, *(len(row) for row in rows)]).astype(_STORED)
+    content = tokens_RT.tobytes() + starts.tobytes() + lengths_P.tobytes()
+    write_atomically(directory / file, content)
+    return ShardInfo(
+        file=file,
+        split=split,
+        cell=cell,
+        documents=len(documents),
+        rows=len(rows),
+        pieces=len(lengths_P),
+        tokens=int(lengths_P.sum()),
+        checksum=xxhash.xxh3_128_hexdigest(content),
+    )
+
+
+class Shard:
+    """A memory-mapped shard."""
+
+    def __init__(self, path: Path, info: ShardInfo, row_length: int) -> None:
+        """
+        Raises:
+            ShardError: the file is missing, has another size, or does not match its checksum.
+        """
+        if not path.is_file():
+            raise ShardError(f"{path} is missing")
+        size = info.rows * row_length + info.rows + 1 + info.pieces
+        if path.stat().st_size != size * _STORED.itemsize:
+            raise ShardError(f"{path} is torn: {path.stat().st_size:,} bytes, not {size * _STORED.itemsize:,}")
+        if checksum(path) != info.checksum:
+            raise ShardError(f"{path} does not match its checksum {info.checksum}")
+        words = np.memmap(path, dtype=_STORED, mode="r", shape=(size,))
+        cut = info.rows * row_length
+        self.tokens_RT: U32 = words[:cut].reshape(info.rows, row_length)
+        self.row_start: U32 = words[cut : cut + info.rows + 1]
+        self.piece_length: U32 = words[cut + info.rows + 1 :]
+
+    def pieces(self, row: int) -> U32:
+        """Lengths of a row's pieces, from left to right."""
+        return self.piece_length[self.row_start[row] : self.row_start[row + 1]]

@@ -1,0 +1,248 @@
+"""From a source's path to its files, and from a file to its documents, one at a time.
+
+A broken document is a value (``Bad``), not an exception: who reads decides whether it stops the work or is counted.
+"""
+
+import glob
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data import stdlib
+from data.documents import Bad, Document
+from data.errors import SourceError
+from data.files import checksum
+from data.spec import SourceSpec
+
+SUFFIXES = (".txt", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+_GLOB = "*?["
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file of a source: ``digest`` is its content's (or, on object storage, what the store says of its version)."""
+
+    path: str
+    size: int
+    digest: str
+
+
+def list_files(source: SourceSpec, pointer: str) -> list[InputFile]:
+    """The files of a source, sorted by path.
+
+    Args:
+        pointer: where the source stands in the job spec, ``/data_pipeline/sources/0``.
+
+    Raises:
+        SourceError: nothing is there, it cannot be read, or its format is not known.
+    """
+    at = f"{pointer}/path"
+    if source.path.startswith(stdlib.PREFIX):
+        if source.path not in stdlib.KINDS:
+            raise SourceError(f"{source.path} is not one of {', '.join(stdlib.KINDS)}", pointer=at)
+        files = [_local(stdlib.root() / name, f"{stdlib.PREFIX}{name}", at) for name in stdlib.modules(source.path)]
+    elif "://" in source.path:
+        files = _list_remote(source.path, at)
+    else:
+        files = _list_local(source.path, at)
+    if not files:
+        raise SourceError(f"{source.path}: no file matches", pointer=at)
+    for file in files:
+        if not file.path.endswith(SUFFIXES):
+            raise SourceError(f"{file.path}: its format is not known; use one of {' '.join(SUFFIXES)}", pointer=at)
+    if not any(file.size for file in files):
+        raise SourceError(f"{source.path} is empty", pointer=at)
+    return files
+
+
+def _list_local(path: str, at: str) -> list[InputFile]:
+    if Path(path).is_dir():
+        raise SourceError(f"{path} is a folder; name its files, such as {path.rstrip('/')}/*.jsonl", pointer=at)
+    if any(c in path for c in _GLOB) and not Path(path).exists():
+        return [_local(Path(found), found, at) for found in sorted(glob.glob(path, recursive=True)) if Path(found).is_file()]
+    return [_local(Path(path), path, at)]
+
+
+def _local(path: Path, name: str, at: str) -> InputFile:
+    try:
+        return InputFile(name, path.stat().st_size, checksum(path))
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} does not exist", pointer=at) from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}", pointer=at) from error
+
+
+def _list_remote(path: str, at: str) -> list[InputFile]:
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        names = filesystem.glob(inner) if any(c in inner for c in _GLOB) else [inner]
+        return [
+            InputFile(filesystem.unstrip_protocol(name), int(filesystem.size(name) or 0), str(filesystem.ukey(name)))
+            for name in sorted(names)
+        ]
+    except ImportError as error:  # fsspec's own words: "Install s3fs to access S3"
+        raise SourceError(f"{path}: {error}", pointer=at) from error
+    except ValueError as error:  # an unknown protocol
+        raise SourceError(f"{path}: {error}", pointer=at) from error
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} does not exist", pointer=at) from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}", pointer=at) from error
+
+
+def read_file(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
+    """The documents of one file in order, and what is broken in it. Memory: one document, or one Parquet batch.
+
+    Args:
+        max_bytes: a larger document, as it lies in the file, is bad; no more of it than this is ever in memory.
+
+    Raises:
+        OSError: the file has gone or its storage does not answer.
+    """
+    if file.path.startswith(stdlib.PREFIX):
+        yield from _read_stdlib(file, source, max_bytes)
+    elif file.size == 0:
+        return
+    elif file.path.endswith(".parquet"):
+        yield from _read_parquet(file, source, max_bytes)
+    elif ".jsonl" in file.path:
+        yield from _read_lines(file, source, max_bytes)
+    else:
+        yield from _read_text(file, source, max_bytes)
+
+
+def _read_stdlib(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
+    try:
+        for name, text in stdlib.texts(source.path, file.path.removeprefix(stdlib.PREFIX)):
+            if len(text) > max_bytes:
+                yield _oversized(name, max_bytes)
+            else:
+                yield Document(text, name, source.language, source.domain)
+    except UnicodeDecodeError as error:
+        yield _not_utf8(file.path, error)
+    except SyntaxError as error:
+        yield Bad("not_python", f"{file.path}:{error.lineno}: not Python: {error.msg}")
+
+
+def _read_text(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
+    with _open(file.path) as stream:
+        raw = stream.read(max_bytes + 1)
+    if len(raw) > max_bytes:
+        yield _oversized(file.path, max_bytes)
+        return
+    yield _decode(raw, file.path, source)
+
+
+def _read_lines(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
+    number = 0
+    with _open(file.path) as stream:
+        try:
+            while line := stream.readline(max_bytes + 1):
+                number += 1
+                where = f"{file.path}:{number}"
+                if len(line) > max_bytes and not line.endswith(b"\n"):
+                    yield _oversized(where, max_bytes)
+                    while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
+                        pass
+                elif line.strip():
+                    yield _parse(line, where, source)
+        except OSError as error:
+            # Arrow's decompressors raise plain OSError; a real one of the system has an errno.
+            if error.errno is not None:
+                raise
+            yield Bad("broken_compression", f"{file.path}: cannot be decompressed after line {number}: {error}")
+
+
+def _parse(line: bytes, where: str, source: SourceSpec) -> Document | Bad:
+    decoded = _decode(line, where, source)
+    if isinstance(decoded, Bad):
+        return decoded
+    try:
+        value = json.loads(decoded.text)
+    except json.JSONDecodeError as error:
+        return Bad("broken_json", f"{where}: not JSON: {error.msg} at column {error.colno}")
+    except RecursionError:
+        return Bad("broken_json", f"{where}: not JSON that can be read: it is nested too deep")
+    if not isinstance(value, dict) or source.text_field not in value:
+        has = f"it has {', '.join(sorted(value)[:8]) or 'none'}" if isinstance(value, dict) else "it is not an object"
+        return Bad("no_text_field", f"{where}: no field {source.text_field!r}; {has}", "text_field")
+    return _text_value(value[source.text_field], where, source)
+
+
+def _text_value(value: Any, where: str, source: SourceSpec) -> Document | Bad:
+    if not isinstance(value, str):
+        return Bad("not_text", f"{where}: field {source.text_field!r} is {type(value).__name__}, not text", "text_field")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # an escaped half of a surrogate pair
+        return Bad("broken_utf8", f"{where}: character {error.start} is half of a surrogate pair")
+    return Document(value, where, source.language, source.domain)
+
+
+def _read_parquet(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
+    row = 0
+    with _open_raw(file.path) as stream:
+        try:
+            parquet = pq.ParquetFile(stream)
+            names = parquet.schema_arrow.names
+            if source.text_field not in names:
+                has = ", ".join(names[:8])
+                yield Bad("no_text_field", f"{file.path}: no column {source.text_field!r}; it has {has}", "text_field")
+                return
+            for batch in parquet.iter_batches(batch_size=256, columns=[source.text_field]):
+                for scalar in batch.column(0):
+                    row += 1
+                    where = f"{file.path}:row {row}"
+                    document = _text_value(scalar.as_py(), where, source)
+                    large = isinstance(document, Document) and len(document.text.encode()) > max_bytes
+                    yield _oversized(where, max_bytes) if large else document
+        except UnicodeDecodeError as error:
+            yield _not_utf8(f"{file.path}:row {row}", error)
+        except pa.ArrowInvalid as error:
+            yield Bad("broken_parquet", f"{file.path}: not Parquet that can be read: {error}")
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            yield Bad("broken_parquet", f"{file.path}: unreadable after row {row}: {error}")
+
+
+def _open_raw(path: str) -> BinaryIO:
+    if "://" not in path:
+        return Path(path).open("rb")
+    stream: BinaryIO = fsspec.open(path, "rb").open()
+    return stream
+
+
+def _open(path: str) -> BinaryIO:
+    """The bytes of a local or remote file, decompressed by its suffix. A cut stream raises ``OSError`` without ``errno``."""
+    stream = _open_raw(path)
+    compression = _COMPRESSION.get(path[path.rfind(".") :])
+    if compression is None:
+        return stream
+    inflated = pa.CompressedInputStream(pa.PythonFile(stream, "r"), compression)
+    return io.BufferedReader(inflated, 1 << 18)
+
+
+def _decode(raw: bytes, where: str, source: SourceSpec) -> Document | Bad:
+    if b"\0" in raw:
+        return Bad("binary", f"{where}: binary, not text (a zero byte at {raw.index(0)})")
+    try:
+        return Document(raw.decode("utf-8-sig"), where, source.language, source.domain)
+    except UnicodeDecodeError as error:
+        return _not_utf8(where, error)
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError) -> Bad:
+    return Bad("broken_utf8", f"{where}: not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}")
+
+
+def _oversized(where: str, max_bytes: int) -> Bad:
+    return Bad("oversized", f"{where}: a document larger than max_document_bytes ({max_bytes:,})", "max_document_bytes")

@@ -1,0 +1,201 @@
+"""The two steps that run on many machines: clean some files, pack some documents.
+
+Each is a pure function of its task and the files it names, and writes the same bytes wherever it runs. A marker, written last,
+makes a repeated task free; a stopped preparation goes on where it was.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from data.documents import Bad, Document
+from data.errors import DocumentError, MantaError, SourceError
+from data.files import U64, atomic, write_atomically
+from data.manifest import ShardInfo, Split
+from data.selection import Ints, text_hash
+from data.shards import write_shard
+from data.sources import InputFile, read_file
+from data.spec import SourceSpec
+from data.stages import Length, Normalise, clean
+from data.tokenizer import Tokenizer
+
+_PART = pa.schema([("text", pa.large_string()), ("hash", pa.uint64()), ("bytes", pa.int64())])
+_BATCH_DOCUMENTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error of the user's, carried home as a value: executors wrap exceptions in their own."""
+
+    detail: str
+    pointer: str
+    document: bool
+
+    def error(self) -> MantaError:
+        return (DocumentError if self.document else SourceError)(self.detail, pointer=self.pointer)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanTask:
+    """Read, normalise and filter some files of one source."""
+
+    index: int
+    part: Path
+    """The Arrow file to write; its marker lies beside it."""
+    files: tuple[InputFile, ...]
+    source: SourceSpec
+    source_index: int
+    min_characters: int
+    max_document_bytes: int
+    drop_bad: bool
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanResult:
+    index: int
+    read: int = 0
+    kept: int = 0
+    drops: dict[str, int] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PackTask:
+    """Tokenise some documents of one cell and split, and pack them into one shard."""
+
+    index: int
+    directory: Path
+    """Where the data set grows."""
+    file: str
+    marker: Path
+    split: Split
+    cell: int
+    documents: tuple[tuple[Path, tuple[int, ...]], ...]
+    """Parts, and the rows to take of each."""
+    tokenizer: Path
+    tokenizer_checksum: str
+    row_length: int
+
+    @property
+    def size(self) -> int:
+        return sum(len(rows) for _, rows in self.documents)
+
+
+@dataclass(frozen=True, slots=True)
+class PackResult:
+    index: int
+    shard: ShardInfo
+
+
+_CLEAN_RESULT = TypeAdapter(CleanResult)
+
+
+class _Stop(Exception):
+    """A bad document where bad documents stop the work."""
+
+    def __init__(self, bad: Bad) -> None:
+        self.bad = bad
+
+
+def clean_files(task: CleanTask) -> CleanResult:
+    """Writes ``task.part``: the documents that are left, with the hash that decides over duplicates and splits."""
+    marker = task.part.with_suffix(".json")
+    if marker.is_file():
+        return _CLEAN_RESULT.validate_json(marker.read_bytes())
+    drops: Counter[str] = Counter()
+    read = 0
+
+    def documents() -> Iterator[Document]:
+        nonlocal read
+        for file in task.files:
+            for item in read_file(file, task.source, task.max_document_bytes):
+                read += 1
+                if isinstance(item, Document):
+                    yield item
+                elif task.drop_bad:
+                    drops[item.reason] += 1
+                else:
+                    raise _Stop(item)
+
+    try:
+        kept = _write_part(task.part, clean(documents(), (Normalise(), Length(task.min_characters)), drops))
+    except _Stop as stop:
+        return CleanResult(task.index, failure=Failure(stop.bad.detail, _pointer(task, stop.bad.field), document=True))
+    except OSError as error:
+        if error.filename is not None and str(error.filename) not in {file.path for file in task.files}:
+            raise  # not the source: the disk that is written to
+        return CleanResult(task.index, failure=Failure(f"{error}", _pointer(task, "path"), document=False))
+    result = CleanResult(task.index, read, kept, dict(sorted(drops.items())))
+    write_atomically(marker, _CLEAN_RESULT.dump_json(result))
+    return result
+
+
+def _pointer(task: CleanTask, name: str) -> str:
+    if name == "max_document_bytes":
+        return "/data_pipeline/max_document_bytes"
+    return f"/data_pipeline/sources/{task.source_index}/{name}"
+
+
+def _write_part(path: Path, documents: Iterator[Document]) -> int:
+    kept = 0
+    with atomic(path) as file, pa.ipc.new_file(file, _PART) as writer:
+        while texts := [document.text for document in islice(documents, _BATCH_DOCUMENTS)]:
+            hashes = [text_hash(text) for text in texts]
+            writer.write_batch(pa.record_batch([texts, hashes, [len(text.encode()) for text in texts]], schema=_PART))
+            kept += len(texts)
+    return kept
+
+
+def read_index(part: Path) -> tuple[U64, Ints]:
+    """Hashes and sizes in bytes of a part's documents; the text stays on disk."""
+    with pa.memory_map(str(part)) as source:
+        table = pa.ipc.open_file(source).read_all()
+        return (
+            table["hash"].to_numpy().astype(np.uint64, copy=True),
+            table["bytes"].to_numpy().astype(np.int64, copy=True),
+        )
+
+
+def read_texts(part: Path, rows: tuple[int, ...]) -> Iterator[str]:
+    """The texts of some rows of a part, ascending; one record batch in memory at a time."""
+    with pa.memory_map(str(part)) as source:
+        reader = pa.ipc.open_file(source)
+        start, at = 0, 0
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            while at < len(rows) and rows[at] < start + batch.num_rows:
+                yield batch.column(0)[rows[at] - start].as_py()
+                at += 1
+            start += batch.num_rows
+
+
+def pack_documents(task: PackTask) -> PackResult:
+    """Writes one shard. Each document is ``begin, tokens, end``."""
+    if task.marker.is_file():
+        return PackResult(task.index, ShardInfo.model_validate_json(task.marker.read_bytes()))
+    tokenizer = _tokenizer(task.tokenizer, task.tokenizer_checksum)
+    documents = [
+        [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+        for part, rows in task.documents
+        for text in read_texts(part, rows)
+    ]
+    info = write_shard(task.directory, task.file, documents, split=task.split, cell=task.cell, row_length=task.row_length)
+    write_atomically(task.marker, info.model_dump_json().encode())
+    return PackResult(task.index, info)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: Path, checksum: str) -> Tokenizer:
+    """One tokenizer a process; the checksum is in the key because paths are used again."""
+    return Tokenizer.load(path)

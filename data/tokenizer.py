@@ -1,0 +1,104 @@
+"""SentencePiece BPE with byte fallback: every text has tokens, and decoding gives the text back."""
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+
+from data.errors import SourceError
+from data.spec import TokenizerSpec
+
+# SentencePiece skips longer lines; they are cut here instead.
+_LINE_BYTES = 4192
+_LINE_CHARACTERS = _LINE_BYTES // 4
+_POINTER = "/tokenizer"
+
+
+class Tokenizer:
+    """Text to token ids and back. White space, tabs and newlines are kept exactly."""
+
+    def __init__(self, model: bytes) -> None:
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Tokenizer":
+        """
+        Raises:
+            SourceError: there is no such file, or it is not a SentencePiece model with begin and end marks.
+        """
+        try:
+            model = Path(path).read_bytes()
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read: {error.strerror}", pointer=f"{_POINTER}/path") from error
+        try:
+            tokenizer = cls(model)
+        except RuntimeError as error:
+            raise SourceError(f"{path} is not a SentencePiece model: {error}", pointer=f"{_POINTER}/path") from error
+        if tokenizer.bos_id < 0 or tokenizer.eos_id < 0:
+            raise SourceError(f"{path} has no begin or no end mark (bos, eos)", pointer=f"{_POINTER}/path")
+        return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._processor.vocab_size())
+
+    @property
+    def bos_id(self) -> int:
+        return int(self._processor.bos_id())
+
+    @property
+    def eos_id(self) -> int:
+        return int(self._processor.eos_id())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without begin and end marks."""
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._processor.decode([int(i) for i in ids]))
+
+
+def train_tokenizer(texts: Iterable[str], spec: TokenizerSpec) -> bytes:
+    """A BPE model trained on ``texts``; the same texts give the same bytes.
+
+    Pieces: unknown, begin, end, 256 bytes, then characters and merges. Fewer than ``vocab_size`` when the text holds no more.
+
+    Raises:
+        SourceError: the text has more different characters than ``vocab_size`` has room for.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=spec.vocab_size,
+            character_coverage=spec.character_coverage,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            split_digits=True,
+            # Text is kept as it is: indentation is meaning in code.
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=_LINE_BYTES,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise SourceError(
+            f"a tokenizer of {spec.vocab_size} pieces cannot be trained on this text: {error};"
+            " raise vocab_size or lower character_coverage",
+            pointer=f"{_POINTER}/vocab_size",
+        ) from error
+    return model.getvalue()
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for line in text.split("\n"):
+            for start in range(0, len(line), _LINE_CHARACTERS):
+                yield line[start : start + _LINE_CHARACTERS]
