@@ -1,0 +1,184 @@
+"""The Manta of this machine: start its service, find it, stop it and the cluster that it started."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from api.cli.console import CommandError
+from api.settings import Settings
+
+READY_SECONDS = 180.0
+"""A cold start of the local cluster on a small machine takes tens of seconds."""
+STOP_SECONDS = 20.0
+SERVICE_MODULE = "api.server"
+
+
+class StartFailed(CommandError):
+    """The service did not start; the detail ends with the last lines of its log."""
+
+    code = "start_failed"
+    status = 503
+
+
+class AlreadyRunning(CommandError):
+    """A service of this home runs already."""
+
+    code = "already_running"
+    status = 409
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service on record: its process and where it answers."""
+
+    pid: int
+    url: str
+
+
+def recorded(settings: Settings) -> Service | None:
+    """The living service of a home; None if there is no record, or its process is gone or another program's by now."""
+    try:
+        record = json.loads(settings.service_file.read_text())
+        service = Service(pid=int(record["pid"]), url=str(record["url"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return service if _is_service(service.pid) else None
+
+
+def _is_service(pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and SERVICE_MODULE in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def answers(url: str) -> bool:
+    """Whether the service is ready: its store is open and it can take jobs."""
+    import httpx
+
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5.0).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def command() -> list[str]:
+    return [sys.executable, "-m", SERVICE_MODULE]
+
+
+def log_file(settings: Settings) -> Path:
+    return settings.logs_dir / "service.log"
+
+
+def launch(settings: Settings, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """Start the service in a session of its own, so that Ctrl-C here is not its end. Its output goes to ``log_file``."""
+    settings.make_home()
+    with log_file(settings).open("ab") as log:
+        return subprocess.Popen(
+            command(),
+            cwd=settings.home,
+            env={**environment, "MANTA_HOME": str(settings.home)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_ready(
+    process: "subprocess.Popen[bytes]",
+    settings: Settings,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+    ready: Callable[[str], bool] = answers,
+) -> Service:
+    """Wait until the started service answers ``/readyz``.
+
+    Raises StartFailed, with the end of its log, if it ends before or takes longer than ``READY_SECONDS``.
+    """
+    deadline = clock() + READY_SECONDS
+    while clock() < deadline:
+        if process.poll() is not None:
+            tail = log_tail(settings)
+            raise StartFailed(f"the service ended with status {process.returncode} while it started{tail}")
+        service = recorded(settings)
+        if service is not None and service.pid == process.pid and ready(service.url):
+            return service
+        pause(0.1)
+    raise StartFailed(f"the service did not get ready in {READY_SECONDS:.0f} s{log_tail(settings)}")
+
+
+def log_tail(settings: Settings, lines: int = 12) -> str:
+    """The end of the service's log, as the rest of a sentence; empty without a log."""
+    path = log_file(settings)
+    try:
+        tail = path.read_text(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return ""
+    return f"; the end of {path}:\n" + "\n".join(f"  | {line}" for line in tail)
+
+
+def stop_process(pid: int) -> None:
+    """End a service: SIGTERM, and SIGKILL if it has not gone after ``STOP_SECONDS``. Gone already is fine."""
+    try:
+        process = psutil.Process(pid)
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_SECONDS)
+    except psutil.NoSuchProcess:
+        return
+
+
+def stop(settings: Settings, *, keep_cluster: bool) -> dict[str, bool]:
+    """Stop the service, then the cluster that it started: nothing new can start in between. Tells which of them was there."""
+    from api.cluster import LocalCluster
+
+    service = recorded(settings)
+    if service is not None:
+        stop_process(service.pid)
+    cluster = LocalCluster(settings)
+    had_cluster = bool(cluster.processes()) and not keep_cluster
+    if not keep_cluster:
+        cluster.stop()
+    return {"service": service is not None, "cluster": had_cluster}
+
+
+def marked(variable: str, value: str) -> list[psutil.Process]:
+    """Processes of this user that were started with ``variable=value`` in their environment, this one excepted."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(variable) == value:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def sweep(variable: str, value: str, rounds: int = 5) -> int:
+    """End every process that carries the mark, and those that they start meanwhile. Returns how many there were."""
+    total = 0
+    for _ in range(rounds):
+        left = marked(variable, value)
+        if not left:
+            break
+        total += len(left)
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(left, timeout=5)
+    return total
