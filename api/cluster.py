@@ -29,6 +29,7 @@ STOP_GRACE_SECONDS = 10.0
 JOB_STOP_WAIT_SECONDS = 30
 """Ray kills a stopped driver after 3 s by default, which is too short for a checkpoint."""
 MIN_CPUS = 4
+_NOT_INHERITED = ("MANTA_TOKEN", "MANTA_RAY_", "MANTA_DATABASE_URL", "RAY_ADDRESS", "RAY_AUTH")
 _SAME_START_SECONDS = 5.0  # psutil adds ticks to the boot time, which moves a little with the clock
 _PORTS = (
     "port",
@@ -192,7 +193,7 @@ class LocalCluster:
 
     def _environment(self, identity: str, chosen: dict[str, int]) -> dict[str, str]:
         """What the cluster, and so every driver and worker, inherits: ours, without this service's secrets."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MANTA_", "RAY_ADDRESS", "RAY_AUTH"))}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
         root = str(Path(__file__).resolve().parents[1])
         return inherited | {
             TAG: identity,

@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     """0 picks a free port at the first start and keeps it, so that running attempts find a restarted service."""
     public_url: str | None = None
     """How workers reach this service, where that is not ``http://host:port`` (behind a proxy, or listening on 0.0.0.0)."""
+    url: str | None = None
+    """For clients: the service to talk to; None is this machine's, found through ``service.json``."""
     token: SecretStr | None = None
     """The bearer token that every request must carry. None switches authentication off, on loopback only."""
     database_url: str | None = None
