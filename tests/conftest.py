@@ -22,11 +22,11 @@ def local_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["LocalCl
 @pytest.fixture(scope="session")
 def ray_cluster(local_cluster: "LocalCluster") -> Iterator[None]:
     """This process as a driver on the session's cluster."""
-    import ray
-
     record = local_cluster.record()
     assert record is not None
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(local_cluster.token_file)}
+    import ray  # reads both as it is loaded
+
     ray.init(address=f"127.0.0.1:{record.gcs_port}", log_to_driver=False, logging_level="warning")
     yield
     ray.shutdown()
