@@ -11,13 +11,14 @@ import torch
 from torch import distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import Store
 
 GROUP_NAME = "manta"
 """The same in every generation, because torch caches collectives' plans by mesh shape and group *name*. What keeps a ghost of
 an older generation out is the store's prefix."""
 
 
-def create_group(backend: str, store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> dist.ProcessGroup:
+def create_group(backend: str, store: Store, rank: int, world_size: int, timeout: timedelta) -> dist.ProcessGroup:
     """A process group of its own; ``dist.is_initialized()`` stays False. End it with ``dist.destroy_process_group(group)``."""
     group, _ = distributed_c10d._new_process_group_helper(
         world_size,

@@ -1,4 +1,4 @@
-"""Floating-point operations a token, and what a device could do: the two halves of model FLOPs utilisation (arXiv 2204.02311)."""
+"""Floating-point operations a token, and what a device could do: the halves of model FLOPs utilisation (arXiv 2204.02311)."""
 
 import time
 

@@ -1,14 +1,13 @@
 """The train loop. It knows steps, data, checkpoints and reports; nothing of Ray, and of the mesh only its engine."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from data.dataset import Batch, PackedDataset
-from data.errors import MantaError
 from data.manifest import require_rows
 from data.order import SampleOrder
 from data.tokenizer import Tokenizer
@@ -25,13 +24,6 @@ from workers.spec import TrainSpec
 T = TypeVar("T")
 GO, PAUSE, CANCEL = 0, 1, 2
 """What rank 0 tells the others with every step's all-reduce."""
-
-
-class DataChanged(MantaError):
-    """The checkpoint was trained on other data, or in another order, than this run would go on with."""
-
-    code: ClassVar[str] = "data_changed"
-    status: ClassVar[int] = 409
 
 
 @dataclass(frozen=True)
@@ -62,8 +54,8 @@ def train(
     """Train ``spec`` to its end, or until the user wants otherwise, from the newest whole checkpoint if there is one.
 
     Called by every rank of ``membership``. The losses are a function of spec, data and world size alone, whatever restarts
-    there were. Raises MantaError where the user can mend it (``NotEnoughData``, ``TrainingDiverged``, ``DataChanged``,
-    ``CheckpointWriteError``).
+    there were. Raises MantaError where the user can mend it (``NotEnoughData``, ``TrainingDiverged``, ``ShardError`` for a
+    checkpoint of other data, ``CheckpointWriteError``).
     """
     require_rows(dataset.manifest, spec.training.global_batch_size)
     tokenizer = Tokenizer.load(dataset.tokenizer_path)
@@ -136,10 +128,7 @@ class _Run:
             return
         state = self.state()
         self.checkpoints.load(newest, state)
-        if state["order"] != self.order.state():
-            raise DataChanged(
-                f"checkpoint {newest.path} was trained on other data or in another order", pointer="/data_pipeline"
-            )
+        self.order.require(state["order"])
         self.engine.load_state_dict(state)
         self.train_loss = state["train_loss"]
 
@@ -218,7 +207,7 @@ class _Run:
         )
 
 
-def prefetch(load: Callable[[int], T], steps: range) -> Iterator[T]:
+def prefetch(load: Callable[[int], T], steps: range) -> Generator[T, None, None]:
     """``load(step)`` for each step in order, the next one on a thread while the caller works on this one."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="manta-prefetch") as thread:
         ahead = [thread.submit(load, step) for step in steps[:1]]

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import PrefixStore
 
 from workers.compat_torch import create_group, create_mesh
 
@@ -45,7 +46,7 @@ class Mesh:
             torch.cuda.set_device(device)
         if membership.world_size == 1:
             return cls(membership, device, None, None)
-        store = dist.TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             membership.master_address,
             membership.master_port,
             membership.world_size,
@@ -55,7 +56,7 @@ class Mesh:
         )
         # Host tensors (checkpoint plans) and device tensors each have their backend.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        prefix = dist.PrefixStore(f"generation-{membership.generation}", store)
+        prefix = PrefixStore(f"generation-{membership.generation}", store)
         group = create_group(backend, prefix, membership.rank, membership.world_size, COLLECTIVE_TIMEOUT)
         return cls(membership, device, group, create_mesh(device.type, group, "workers"))
 

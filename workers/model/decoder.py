@@ -55,7 +55,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Everything that is used of the root's parameters is used inside ``forward``, so that sharding wrappers can gather them."""
+    """The root's own parameters are used inside ``forward`` only, so that sharding wrappers can gather them."""
 
     def __init__(self, spec: ModelSpec, vocab_size: int, dtype: torch.dtype) -> None:
         super().__init__()

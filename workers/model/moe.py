@@ -66,7 +66,7 @@ class _ToExperts(torch.autograd.Function):
         return x_ND.index_select(0, order // k)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (inverse,) = ctx.saved_tensors
         return grad.index_select(0, inverse).unflatten(0, (-1, ctx.k)).sum(1), None, None, None
 
@@ -80,7 +80,7 @@ class _FromExperts(torch.autograd.Function):
         return y.index_select(0, inverse)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (order,) = ctx.saved_tensors
         return grad.index_select(0, order), None, None
 

@@ -1,0 +1,101 @@
+"""Train a job on bare processes, without Ray or a service: ``torchrun --nproc-per-node 2 -m workers.local SPEC [--out DIR]``.
+
+The same seed and number of workers give the same losses as through Ray. A second run with the same ``--out`` goes on from
+the newest checkpoint there.
+"""
+
+import argparse
+import os
+import socket
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import distributed as dist
+
+from data.dataset import PackedDataset
+from data.errors import MantaError
+from data.executors import SerialExecutor
+from data.prepare import Progress, prepare
+from workers.attempt import Phase
+from workers.checkpoint import CheckpointStore
+from workers.loop import Outcome, train
+from workers.mesh import Membership
+from workers.reporter import LocalReporter, NullReporter, Reports
+from workers.spec import TrainSpec
+
+PREPARATION_TIMEOUT = timedelta(hours=24)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m workers.local", description=__doc__.split("\n")[0])
+    parser.add_argument("spec", type=Path, help="a train job's YAML or JSON file")
+    parser.add_argument("--out", type=Path, default=None, help="checkpoints and prepared data (default: runs/NAME)")
+    arguments = parser.parse_args()
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        name, spec = read_job(arguments.spec)
+        out = arguments.out or Path("runs") / name
+        outcome = run(spec, out, LocalReporter() if rank == 0 else NullReporter())
+    except MantaError as error:
+        print(f"{error.code}: {error.detail}" + (f" ({error.pointer})" if error.pointer else ""), file=sys.stderr)
+        return 1
+    return 0 if outcome.kind == "succeeded" else 1
+
+
+def read_job(path: Path) -> tuple[str, TrainSpec]:
+    """A job file's name (the file's own if it says none) and training spec."""
+    document: dict[str, Any] = yaml.safe_load(path.read_text())
+    kind = document.pop("kind", "train")
+    if kind != "train":
+        raise MantaError(f"{path} is a job of kind {kind}; only train jobs run without a service", pointer="/kind")
+    return document.pop("name", path.stem), TrainSpec.model_validate(document)
+
+
+def run(spec: TrainSpec, out: Path, reporter: Reports) -> Outcome:
+    """This process's part: rank 0 prepares the data, the others wait; then all train."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        membership, prepared = Membership(), _prepare(spec, out, reporter)
+    else:
+        # torchrun's own store already listens on MASTER_PORT; through it rank 0 says what the others need to know.
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        meeting = dist.TCPStore(address, port, is_master=False, timeout=PREPARATION_TIMEOUT)  # type: ignore[attr-defined]
+        key = f"manta-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        if rank == 0:
+            prepared = _prepare(spec, out, reporter)
+            meeting.set(key, f"{_free_port()} {prepared}")
+        master_port, path = meeting.get(key).decode().split(" ", 1)
+        prepared = Path(path)
+        membership = Membership(
+            rank=rank,
+            world_size=world_size,
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            master_address=address,
+            master_port=int(master_port),
+        )
+    checkpoints = CheckpointStore(out / "checkpoints", spec.checkpoint.keep_last, spec.checkpoint.asynchronous)
+    try:
+        return train(spec, membership, PackedDataset.open(prepared), checkpoints, reporter)
+    finally:
+        checkpoints.close()
+
+
+def _prepare(spec: TrainSpec, out: Path, reporter: Reports) -> Path:
+    def show(p: Progress) -> None:
+        if p.reused or p.done == p.total:
+            reporter.phase(Phase(p.phase), p.done, p.total, p.unit, p.reused)
+
+    return prepare(spec.data_pipeline, spec.tokenizer, (out / "prepared").absolute(), SerialExecutor(), show).path
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return int(s.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
