@@ -2,18 +2,19 @@
 
 Two choices, both without state:
 
-- *How many rows of each cell.* Every batch has a whole number of rows of each cell within one of ``G * share``, and so has every
-  run of batches from the first on. That is fair scheduling of periodic tasks (Baruah, Cohen, Plaxton, Varvel,
-  "Proportionate progress", Algorithmica 1996): each batch is a time slot, a cell is a task whose weight is the fractional part of
-  ``G * share``, and their algorithm PF rounds up the most urgent ones. The pattern repeats, so one period is computed.
-- *Which rows.* The u-th row that a cell ever gives is ``permutation(u mod rows)`` in epoch ``u // rows``: a keyed Feistel network
-  (Luby and Rackoff 1988) walked until it falls inside the cell (cycle walking, Black and Rogaway 2002).
+- *How many rows of each cell.* Every batch has a whole number of rows of each cell within one of ``G * share``, and so have the
+  first n batches together, for every n. That is fair scheduling of periodic tasks (Baruah, Cohen, Plaxton, Varvel,
+  "Proportionate progress", Algorithmica 1996): a batch is a time slot, a cell is a task whose weight is the fractional part
+  of ``G * share``, and their algorithm PF rounds up the most urgent ones. The pattern repeats, so one period is computed.
+- *Which rows.* The u-th row that a cell ever gives is ``permutation(u mod rows)`` in epoch ``u // rows``: a keyed Feistel
+  network (Luby and Rackoff 1988) walked until it falls inside the cell (cycle walking, Black and Rogaway 2002).
 
 Legend: G rows in a global batch, C cells, K batches in a period.
 """
 
 import json
 from fractions import Fraction
+from functools import cmp_to_key
 from math import ceil, floor, lcm
 
 import numpy as np
@@ -47,7 +48,7 @@ class SampleOrder:
         self._counts_KC = batch_counts(self.shares, global_batch_size)
         self._before_KC = np.cumsum(self._counts_KC, axis=0) - self._counts_KC
         mixture = json.dumps([[cell.name, str(share)] for cell, share in zip(manifest.cells, self.shares, strict=True)])
-        self._state = {
+        self._state: dict[str, int | str] = {
             "seed": seed,
             "global_batch_size": global_batch_size,
             "mixture": xxhash.xxh3_64_hexdigest(mixture.encode()),
@@ -129,23 +130,27 @@ def batch_counts(cell_shares: list[Fraction], global_batch_size: int) -> npt.NDA
     for k in range(period):
         # The i-th extra row of a cell may be given from batch floor((i - 1) / f) on, and before batch ceil(i / f).
         eligible = [c for c, f in enumerate(fractions) if f and floor(given[c] / f) <= k]
-        eligible.sort(key=lambda c: (_urgency(given[c] + 1, fractions[c]), c))
+        eligible.sort(key=cmp_to_key(lambda a, b: _compare(given[a] + 1, fractions[a], given[b] + 1, fractions[b])))
         for c in eligible[:extra]:
             counts[k, c] += 1
             given[c] += 1
     return counts
 
 
-def _urgency(i: int, f: Fraction) -> list[tuple[int, bool]]:
-    """Sort key of extra row i: its deadline, then whether the next one's window is free of this one's, then the next one's."""
-    key = []
-    while True:
-        deadline = ceil(i / f)
-        free = deadline * f == i
-        key.append((deadline, free))
+def _compare(i: int, f: Fraction, j: int, g: Fraction) -> int:
+    """Negative if extra row i of a cell with fraction f is more urgent than extra row j of one with g.
+
+    The earlier deadline is; of equal ones, the one whose next row's window overlaps its own; if both do, their next rows decide.
+    """
+    while (i, f) != (j, g):
+        ours, theirs = ceil(i / f), ceil(j / g)
+        free, also_free = ours * f == i, theirs * g == j
+        if ours != theirs or free != also_free:
+            return ours - theirs or free - also_free
         if free:
-            return key
-        i += 1
+            break
+        i, j = i + 1, j + 1
+    return 0
 
 
 def permute(index: U64, size: int, key: np.uint64) -> U64:
