@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from data.errors import MantaError
 from service import cursors
-from service.models import IdempotencyKey, Job
+from service.models import Attempt, IdempotencyKey, Job
 from service.moves import USER, move, record
 from service.policies import needs
 from service.progress import phase_views
@@ -98,6 +98,7 @@ class Jobs:
                 reason=Reason.SUBMITTED,
                 cpus=wants.cpus,
                 gpus=wants.gpus,
+                total_steps=spec.total_steps if isinstance(spec, TrainJob) else None,
                 created_at=now,
                 queued_at=now,
                 moved_at=now,
@@ -153,7 +154,7 @@ class Jobs:
                 return
             if job.state in FINAL:
                 raise IllegalTransition(f"job {job.id} has {_ENDED[job.state]}; there is nothing to cancel")
-            to = JobState.CANCELLING if job.state in LIVE else JobState.CANCELLED
+            to = JobState.CANCELLED if job.state not in LIVE and _nothing_runs(session, job) else JobState.CANCELLING
             job.desired = Desired.CANCELLED
             move(session, job, to, Reason.USER, USER, now)
 
@@ -220,6 +221,11 @@ class Jobs:
 _ENDED = {JobState.SUCCEEDED: "succeeded", JobState.FAILED: "failed", JobState.CANCELLED: "been cancelled"}
 
 
+def _nothing_runs(session: Session, job: Job) -> bool:
+    at = select(Attempt.gone).where(Attempt.job_id == job.id, Attempt.number == job.attempt)
+    return session.scalar(at) is not False
+
+
 def find_job(session: Session, job_id: str) -> Job:
     """The job without taking its row. Raises ``JobNotFound``."""
     job = session.scalar(select(Job).where(Job.id == job_id))
@@ -235,13 +241,12 @@ def job_directory(home: Path, job_id: str) -> Path:
 def job_view(job: Job) -> JobView:
     progress = phase_views(job.kind, job.progress, live=job.state in LIVE)
     training = next((phase for phase in progress if phase.phase == "training"), None)
-    total = TrainJob.model_validate(job.spec).total_steps if job.kind == "train" and training is None else None
     return JobView.model_validate(
         {
             **{name: getattr(job, name) for name in _COLUMNS},
             "progress": progress,
             "step": training.done if training else None,
-            "total_steps": training.total if training else total,
+            "total_steps": training.total if training else job.total_steps,
         }
     )
 

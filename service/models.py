@@ -57,6 +57,8 @@ class Job(Base):
     cpus: Mapped[float]
     gpus: Mapped[float]
     """What its workers take of the cluster while it is live."""
+    total_steps: Mapped[int | None]
+    """Of its training, by the spec."""
     created_at: Mapped[float]
     queued_at: Mapped[float]
     """Its place in the queue."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from service.launcher import TERMINAL, Capacity, LaunchState
 from service.spec import DataJob, TrainJob
@@ -61,9 +60,6 @@ def _fits(wants: Needs, cpus: float, gpus: float) -> bool:
 def _words(cpus: float, gpus: float) -> str:
     text = f"{cpus:g} CPU{'' if cpus == 1 else 's'}"
     return f"{text} and {gpus:g} GPU{'' if gpus == 1 else 's'}" if gpus else text
-
-
-Outcome = Literal["succeeded", "failed", "paused", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -166,3 +162,26 @@ def next_look(seen: Observed, since_moved: float, since_outcome: float | None) -
     if seen.silent_seconds > 3:
         return 2.0
     return 5.0
+
+
+@dataclass(frozen=True)
+class Grace:
+    """Seconds that an attempt has to end by itself."""
+
+    pause: float = 120.0
+    """From the pause to its last checkpoint."""
+    exit: float = 20.0
+    """From its last word to the end of its processes."""
+    again: float = 10.0
+    """From one stop to the next, while it still runs."""
+
+
+def must_stop(
+    state: JobState, since_moved: float, since_outcome: float | None, since_stopped: float | None, grace: Grace
+) -> bool:
+    """Whether to ask the launcher now to end the attempt. Times are seconds ago, None: it has not happened."""
+    if since_stopped is not None and since_stopped < grace.again:
+        return False
+    if since_outcome is not None:
+        return since_outcome >= grace.exit
+    return state is JobState.CANCELLING or (state is JobState.PAUSING and since_moved >= grace.pause)

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -22,8 +23,6 @@ from service.progress import PhaseProgress, advance
 from service.states import JobState, Reason
 from service.store import Store
 from workers.attempt import Phase, Report, ReportAnswer, ReportBatch
-
-MAX_BATCH = 5000
 
 
 class StaleAttempt(MantaError):
@@ -94,8 +93,13 @@ class _Ended(BaseModel):
 Ranges = list[list[int]]
 
 
+MAX_RANGES = 256
+"""A reporter sends in order, so gaps are few. Beyond this many the oldest gap counts as received: it will not be filled."""
+
+
 def missing(received: Ranges, sequence: int) -> bool:
-    return not any(low <= sequence <= high for low, high in received)
+    at = bisect_right(received, sequence, key=lambda each: each[0])
+    return at == 0 or received[at - 1][1] < sequence
 
 
 def add(received: Ranges, sequences: Iterable[int]) -> Ranges:
@@ -106,7 +110,8 @@ def add(received: Ranges, sequences: Iterable[int]) -> Ranges:
             merged[-1][1] = max(merged[-1][1], high)
         else:
             merged.append([low, high])
-    return merged
+    excess = len(merged) - MAX_RANGES
+    return merged if excess <= 0 else [[merged[0][0], merged[excess][1]], *merged[excess + 1 :]]
 
 
 def hash_token(token: str) -> str:

@@ -52,6 +52,9 @@ MOVES: dict[tuple[JobState, JobState], frozenset[Reason]] = {
     (_S.QUEUED, _S.PREPARING): frozenset({_R.STARTED}),
     (_S.QUEUED, _S.PAUSED): _USER,
     (_S.QUEUED, _S.CANCELLED): _USER,
+    # Nothing is known to run, but the cluster was away when the last attempt was lost: it is asked first.
+    (_S.QUEUED, _S.CANCELLING): _USER,
+    (_S.PAUSED, _S.CANCELLING): _USER,
     (_S.PREPARING, _S.RUNNING): frozenset({_R.TRAINING}),
     (_S.PREPARING, _S.QUEUED): _LOST,
     (_S.PREPARING, _S.PAUSING): _USER,

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, and_, create_engine, event, or_, select, text, update
+from sqlalchemy import Connection, Engine, and_, create_engine, event, func, or_, select, text, update
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import Session
 
@@ -146,9 +146,12 @@ class Store:
     def release(self, lease: Lease, look_at: float) -> None:
         """Give the job back; it is due again at ``look_at``, or at once if something asked for that meanwhile."""
         with self.step(lease) as (_, job):
-            job.lease_owner = job.lease_token = job.lease_expires_at = None
-            # A cancel that came during this step has set 0: it must not wait for the next look.
-            job.look_at = look_at if job.look_at else 0.0
+            give_back(job, look_at)
+
+    def next_look(self) -> float | None:
+        """When the next job is due; None without jobs."""
+        with self.read() as session:
+            return session.scalar(select(func.min(Job.look_at)).where(Job.state.in_(SUPERVISED)))
 
 
 def advisory_lock(connection: Connection, name: str) -> None:
@@ -165,9 +168,21 @@ def lock_job(session: Session, job_id: str) -> Job:
     return job
 
 
+def give_back(job: Job, look_at: float) -> None:
+    """End the lease on a job whose row the caller holds."""
+    job.lease_owner = job.lease_token = job.lease_expires_at = None
+    # A cancel that came during this step has set 0: it must not wait for the next look.
+    job.look_at = look_at if job.look_at else 0.0
+
+
 def wake_queue(session: Session) -> None:
-    """Something was freed, or the queue's order changed: queued jobs are due now."""
-    session.execute(update(Job).where(Job.state == JobState.QUEUED).values(look_at=0.0))
+    """Something was freed, or the queue's order changed: queued jobs are due now.
+
+    Rows that another transaction holds are passed over: whoever holds them looks soon, and waiting here with a row in hand
+    is how two of these would block each other.
+    """
+    queued = select(Job.number).where(Job.state == JobState.QUEUED).with_for_update(key_share=True, skip_locked=True)
+    session.execute(update(Job).where(Job.number.in_(queued)).values(look_at=0.0))
 
 
 def _engine(url: URL) -> Engine:

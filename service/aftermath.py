@@ -1,0 +1,67 @@
+"""What an attempt that is over left on disk: reports that it could not send, and the end of its log."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.policies import Decision
+from service.reports import MalformedReport, Reports, StaleAttempt
+from workers.attempt import Report
+
+logger = logging.getLogger(__name__)
+
+TAIL_LINES = 40
+TAIL_BYTES = 64 * 1024
+
+
+def collect_reports(reports: Reports, job_dir: Path, job_id: str, attempt: int) -> int:
+    """Store what the attempt's reporters had spooled and not sent (``attempts/N/spool/*.jsonl``), so that no figure is lost
+    when the service was away at the end. Returns how many reports were found; those that were sent are known and change
+    nothing."""
+    found: list[Report] = []
+    for path in sorted((job_dir / "attempts" / str(attempt) / "spool").glob("*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            try:
+                found.append(Report.model_validate_json(line))
+            except ValidationError:
+                continue  # a line that its writer's death cut short
+    if not found:
+        return 0
+    try:
+        reports.ingest_left_behind(job_id, attempt, found)
+    except (StaleAttempt, MalformedReport) as error:
+        logger.warning("job %s: reports that attempt %s left behind were not taken: %s", job_id, attempt, error)
+        return 0
+    return len(found)
+
+
+def log_tail(job_dir: Path, attempt: int) -> list[str]:
+    """The last lines of the attempt's driver; empty when it wrote none."""
+    path = job_dir / "logs" / f"attempt-{attempt}" / "driver.log"
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
+            return file.read().decode("utf-8", "replace").replace("\x00", "\ufffd").splitlines()[-TAIL_LINES:]
+    except FileNotFoundError:
+        return []
+
+
+def failure(job_dir: Path, attempt: int, decision: Decision, losses: int, message: str) -> dict[str, Any]:
+    """A failed job's ``failure`` when its attempt did not report one."""
+    said = message or "its driver ended without a last word"
+    if decision.outcome == "lost":
+        counted = "the job's only attempt was" if losses == 1 else f"all {losses} attempts were"
+        detail = f"{counted} lost; the last: {said}"
+    else:
+        detail = f"attempt {attempt} failed: {said}"
+    return {
+        "code": decision.reason.value,
+        "detail": detail.replace("\x00", "\ufffd"),
+        "pointer": None,
+        "rank": None,
+        "node": None,
+        "step": None,
+        "log_tail": log_tail(job_dir, attempt),
+    }

@@ -1,0 +1,369 @@
+"""Drives every job to where its user wants it: claims by lease, submits attempts, watches them, decides.
+
+Each step loads in one short transaction, talks to the cluster in none, and writes in another that the lease guards. What
+happens when is in ``policies``; here it is only carried out. A service that dies between any two lines goes on from the
+rows when it is started again: submission ids are deterministic, and to submit or stop twice is harmless.
+"""
+
+import logging
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import select, update
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from service import aftermath
+from service.jobs import job_directory
+from service.launcher import TERMINAL, Capacity, Launcher, LauncherUnavailable, LaunchStatus
+from service.models import Attempt, Job, Worker
+from service.moves import SUPERVISOR, move, record
+from service.orders import order_path, write_order
+from service.policies import (
+    Budgets,
+    Claim,
+    Decision,
+    Grace,
+    Needs,
+    Observed,
+    after_attempt,
+    may_start,
+    must_stop,
+    next_look,
+)
+from service.reports import Reports, hash_token
+from service.states import LIVE, JobState, Reason
+from service.store import Change, Lease, StaleLease, Store, advisory_lock, give_back, wake_queue
+from workers.attempt import Order
+from workers.spec import ElasticSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SupervisorSettings:
+    owner: str
+    """Names this supervisor's leases. Two that live at once need two names; one that is started again keeps its own."""
+    service_url: str
+    """Base of the API as workers reach it."""
+    home: Path
+    """``jobs/<id>`` and ``prepared`` lie below it; the cluster's nodes see it too."""
+    python: str = sys.executable
+    """The interpreter on the cluster."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Environment of every driver."""
+    lease_seconds: float = 90.0
+    """Longer than any call of the launcher takes."""
+    idle_seconds: float = 1.0
+    """How long ``run`` sleeps at most; submits, cancels and last words wake it at once."""
+    queue_seconds: float = 3.0
+    """Between two looks at a job that waits for resources, and the age at which the cluster's capacity is asked again."""
+    budgets: Budgets = field(default_factory=Budgets)
+    grace: Grace = field(default_factory=Grace)
+
+
+class Supervisor:
+    """``run`` in a thread of its own, or ``tick`` by tick; ``clock`` is Unix seconds."""
+
+    def __init__(
+        self, store: Store, launcher: Launcher, settings: SupervisorSettings, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._launcher = launcher
+        self._settings = settings
+        self._clock = clock
+        self._reports = Reports(store, clock=clock)
+        self._capacity: tuple[float, Capacity] | None = None
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Until ``stop``. A database that does not answer is waited for."""
+        leave = self._store.subscribe(self._on_change)
+        try:
+            while not self._stopping.is_set():
+                self._wake.clear()
+                try:
+                    self.tick()
+                    pause = self._pause()
+                except (OperationalError, InterfaceError) as error:
+                    logger.warning("the database does not answer: %s", error.orig)
+                    pause = self._settings.idle_seconds
+                self._wake.wait(pause)
+        finally:
+            leave()
+
+    def stop(self) -> None:
+        """``run`` returns after the step it is in. Jobs go on without it."""
+        self._stopping.set()
+        self._wake.set()
+
+    def _on_change(self, change: Change) -> None:
+        if change.lifecycle:
+            self._wake.set()
+
+    def _pause(self) -> float:
+        due = self._store.next_look()
+        idle = self._settings.idle_seconds
+        return idle if due is None else min(max(due - self._clock(), 0.0), idle)
+
+    def tick(self) -> int:
+        """One look at every job that is due. Returns how many were."""
+        leases = self._store.claim(self._settings.owner, self._clock(), self._settings.lease_seconds)
+        for lease in leases:
+            try:
+                self._look(lease)
+            except StaleLease:
+                logger.info("job %s is another supervisor's now, or has ended", lease.job_id)
+        return len(leases)
+
+    def _look(self, lease: Lease) -> None:
+        with self._store.step(lease) as (session, job):
+            attempt = _newest(session, job)
+        if job.state is JobState.QUEUED:
+            self._start(lease, job, attempt)
+        elif attempt is None:
+            raise RuntimeError(f"job {job.id} is {job.state} and has no attempt {job.attempt}")
+        elif attempt.state == "submitting" and job.state in (JobState.PREPARING, JobState.RUNNING):
+            self._submit(lease, job, attempt)
+        else:
+            self._watch(lease, job, attempt)
+
+    # -- a queued job ------------------------------------------------------------------------------------------------------
+
+    def _start(self, lease: Lease, job: Job, last: Attempt | None) -> None:
+        """A new attempt once the job's resources are free, else say what it waits for."""
+        try:
+            if last is not None and not last.gone and not self._laid_to_rest(lease, last):
+                self._wait(lease, f"waits until attempt {last.number}, which was lost, has stopped", 1.0)
+                return
+            capacity = self._cluster_capacity()
+        except LauncherUnavailable as error:
+            self._wait(lease, f"the cluster does not answer: {error.detail}", self._settings.queue_seconds)
+            return
+        with self._store.read() as session:
+            waits_for = _waits_for(session, job, capacity)
+        if waits_for is not None:
+            self._wait(lease, waits_for, self._settings.queue_seconds)
+            return
+        try:
+            order = self._write_order(job, job.attempt + 1)
+        except OSError as error:
+            self._wait(lease, f"cannot write to the job's storage: {error}", self._settings.queue_seconds)
+            return
+        with self._store.step(lease) as (session, job):
+            advisory_lock(session.connection(), "start")  # two supervisors must not give the same CPUs away
+            waits_for = _waits_for(session, job, capacity)
+            if waits_for is None:
+                attempt = self._new_attempt(session, job, order)
+        if waits_for is not None:
+            self._wait(lease, waits_for, self._settings.queue_seconds)
+            return
+        self._store.changed(job.id, lifecycle=True)
+        self._submit(lease, job, attempt)
+
+    def _wait(self, lease: Lease, why: str, seconds: float) -> None:
+        with self._store.step(lease) as (_, job):
+            new = job.why_pending != why
+            job.why_pending = why
+            give_back(job, self._clock() + seconds)
+        if new:
+            self._store.changed(job.id, lifecycle=False)
+
+    def _cluster_capacity(self) -> Capacity:
+        now = self._clock()
+        if self._capacity is None or not 0 <= now - self._capacity[0] < self._settings.queue_seconds:
+            self._capacity = now, self._launcher.capacity()
+        return self._capacity[1]
+
+    def _laid_to_rest(self, lease: Lease, attempt: Attempt) -> bool:
+        """Whether nothing of an attempt runs that was given up while the cluster was away."""
+        self._launcher.stop(attempt.submission_id)
+        status = self._launcher.status(attempt.submission_id)
+        if status.state not in TERMINAL and status.state != "unknown":
+            return False
+        with self._store.step(lease) as (session, job):
+            newest = _newest(session, job)
+            if newest is not None:
+                newest.gone = True
+        return True
+
+    def _write_order(self, job: Job, number: int) -> Order:
+        directory = job_directory(self._settings.home, job.id)
+
+        def order(token: str) -> Order:
+            return Order(
+                job_id=job.id,
+                job_name=job.name,
+                kind=job.kind,
+                attempt=number,
+                token=token,
+                service_url=self._settings.service_url,
+                spec={name: value for name, value in job.spec.items() if name not in ("kind", "name")},
+                job_dir=directory,
+                prepared_dir=self._settings.home / "prepared",
+            )
+
+        return write_order(order_path(directory, number), order)
+
+    def _new_attempt(self, session: Session, job: Job, order: Order) -> Attempt:
+        now = self._clock()
+        attempt = Attempt(
+            job_id=job.id,
+            number=order.attempt,
+            state="submitting",
+            submission_id=f"manta-{job.id}-{order.attempt}",
+            token_hash=hash_token(order.token),
+            generation=0,
+            failed_lookups=0,
+            gone=False,
+            created_at=now,
+        )
+        session.add(attempt)
+        job.attempt = order.attempt
+        move(session, job, JobState.PREPARING, Reason.STARTED, SUPERVISOR, now, f"attempt {order.attempt}")
+        return attempt
+
+    def _submit(self, lease: Lease, job: Job, attempt: Attempt) -> None:
+        path = order_path(job_directory(self._settings.home, job.id), attempt.number)
+        entrypoint = shlex.join([self._settings.python, "-m", "workers.driver", str(path)])
+        try:
+            self._launcher.submit(attempt.submission_id, entrypoint, self._settings.env)
+        except LauncherUnavailable as error:
+            self._decide(lease, None, error.detail)
+            return
+        now = self._clock()
+        with self._store.step(lease) as (session, job):
+            newest = _newest(session, job)
+            if newest is not None and newest.state == "submitting":
+                newest.state, newest.failed_lookups, newest.failing_since = "running", 0, None
+                record(session, job.id, now, "attempt_started", SUPERVISOR, f"{newest.submission_id} was submitted")
+            give_back(job, now + 1.0)
+        self._store.changed(job.id, lifecycle=False)
+
+    # -- a live job --------------------------------------------------------------------------------------------------------
+
+    def _watch(self, lease: Lease, job: Job, attempt: Attempt) -> None:
+        now = self._clock()
+        stop = must_stop(
+            job.state,
+            now - job.moved_at,
+            _ago(now, attempt.outcome_at),
+            _ago(now, attempt.stopped_at),
+            self._settings.grace,
+        )
+        try:
+            if stop:
+                self._launcher.stop(attempt.submission_id)
+            status = self._launcher.status(attempt.submission_id)
+        except LauncherUnavailable as error:
+            self._decide(lease, None, error.detail)
+            return
+        if status.state in TERMINAL or status.state == "unknown":
+            aftermath.collect_reports(self._reports, job_directory(self._settings.home, job.id), job.id, attempt.number)
+        self._decide(lease, status, status.message, stopped=stop)
+
+    def _decide(self, lease: Lease, status: LaunchStatus | None, message: str, *, stopped: bool = False) -> None:
+        """Write down what the launcher said, and what follows from it. ``status`` None: it did not answer."""
+        now = self._clock()
+        with self._store.step(lease) as (session, job):
+            attempt = _newest(session, job)
+            if attempt is None:
+                raise RuntimeError(f"job {job.id} has no attempt {job.attempt}")
+            if status is None:
+                attempt.failed_lookups += 1
+                attempt.failing_since = attempt.failing_since if attempt.failing_since is not None else now
+            else:
+                attempt.failed_lookups, attempt.failing_since = 0, None
+            if stopped:
+                attempt.stopped_at = now
+            seen = _observe(job, attempt, status, now)
+            decision = after_attempt(seen, self._settings.budgets)
+            if decision.to is None:
+                give_back(job, now + next_look(seen, now - job.moved_at, _ago(now, attempt.outcome_at)))
+            else:
+                self._close(session, job, attempt, decision, message)
+        if decision.to is not None:
+            self._store.changed(job.id, lifecycle=True)
+
+    def _close(self, session: Session, job: Job, attempt: Attempt, decision: Decision, message: str) -> None:
+        """The attempt is over: its row, its workers' rows, and the job's move."""
+        now = self._clock()
+        assert decision.to is not None
+        attempt.gone = decision.gone
+        if attempt.state != "ended":
+            attempt.state, attempt.outcome, attempt.ended_at = "ended", decision.outcome, now
+            attempt.detail = message or None
+            session.execute(
+                update(Worker)
+                .where(Worker.job_id == job.id, Worker.attempt == attempt.number, Worker.state == "started")
+                .values(state="ended")
+            )
+        if decision.outcome == "lost":
+            record(
+                session,
+                job.id,
+                now,
+                "attempt_lost",
+                SUPERVISOR,
+                f"attempt {attempt.number} was lost: {message or 'no last word'}",
+            )
+        match decision.to:
+            case JobState.QUEUED:
+                job.losses += 1
+                job.restarts += 1
+            case JobState.FAILED:
+                directory = job_directory(self._settings.home, job.id)
+                job.failure = attempt.failure or aftermath.failure(directory, attempt.number, decision, job.losses + 1, message)
+            case JobState.SUCCEEDED:
+                job.result = attempt.result
+        move(session, job, decision.to, decision.reason, SUPERVISOR, now, f"attempt {attempt.number} {decision.outcome}")
+        wake_queue(session)
+
+
+def _newest(session: Session, job: Job) -> Attempt | None:
+    return session.scalar(select(Attempt).where(Attempt.job_id == job.id, Attempt.number == job.attempt))
+
+
+def _ago(now: float, then: float | None) -> float | None:
+    return None if then is None else now - then
+
+
+def _waits_for(session: Session, job: Job, capacity: Capacity) -> str | None:
+    others = session.scalars(
+        select(Job).where(Job.state.in_(LIVE | {JobState.QUEUED}), Job.id != job.id).order_by(Job.queued_at, Job.number)
+    ).all()
+    live = [Claim(each.name, each.cpus, each.gpus) for each in others if each.state in LIVE]
+    place = (job.queued_at, job.number)
+    ahead = [
+        Claim(each.name, each.cpus, each.gpus)
+        for each in others
+        if each.state is JobState.QUEUED and (each.queued_at, each.number) < place
+    ]
+    return may_start(Needs(job.cpus, job.gpus), capacity, live, ahead)
+
+
+def _observe(job: Job, attempt: Attempt, status: LaunchStatus | None, now: float) -> Observed:
+    heard = attempt.reported_at if attempt.reported_at is not None else attempt.created_at
+    never_submitted = attempt.state == "submitting" and status is not None
+    return Observed(
+        state=job.state,
+        # What an attempt that is closed already became ("lost") is no last word.
+        outcome=attempt.outcome if attempt.state != "ended" else None,
+        launch=status.state if status else None,
+        silent_seconds=float("inf") if never_submitted else now - heard,
+        failed_lookups=attempt.failed_lookups,
+        failing_seconds=now - attempt.failing_since if attempt.failing_since is not None else 0.0,
+        losses=job.losses,
+        max_attempts=max_attempts(job),
+    )
+
+
+def max_attempts(job: Job) -> int:
+    """The job's budget of attempts; kinds without an ``elastic`` block have the default."""
+    return ElasticSpec.model_validate(job.spec.get("elastic", {})).max_attempts

@@ -1,0 +1,227 @@
+"""A job spec from text: YAML or JSON in, a typed job out, or every field that is wrong with the name that was meant."""
+
+import difflib
+import json
+import re
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from data.errors import MantaError
+from service.spec import DataJob, TrainJob
+
+KINDS: dict[str, type[TrainJob] | type[DataJob]] = {"train": TrainJob, "data": DataJob}
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """``pointer`` is a JSON pointer (RFC 6901) into the spec, empty for the whole of it."""
+
+    pointer: str
+    detail: str
+    suggestion: str | None = None
+    """The known name or value that was probably meant."""
+
+
+class SpecInvalid(MantaError):
+    """The job spec is not one. ``errors`` has one entry a field."""
+
+    code = "spec_invalid"
+    status = 422
+
+    def __init__(self, errors: list[FieldError]) -> None:
+        first = errors[0]
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(f"{first.pointer or 'spec'}: {first.detail}{more}", pointer=first.pointer or None)
+        self.errors = errors
+
+
+class SpecUnreadable(SpecInvalid):
+    """The text is not YAML or JSON, or says one thing twice."""
+
+    code: ClassVar[str] = "spec_unreadable"
+
+
+def parse_spec(text: str | bytes | dict[str, Any], content_type: str | None = None) -> TrainJob | DataJob:
+    """The job that ``text`` describes. JSON when ``content_type`` says so, else YAML (which holds JSON too).
+
+    Raises ``SpecUnreadable`` and ``SpecInvalid``.
+    """
+    document = text if isinstance(text, dict) else load(text, content_type)
+    if not isinstance(document, dict):
+        found = "empty" if document is None else f"a {_json_type(document)}"
+        raise SpecInvalid([FieldError("", f"a job spec is a mapping of names to values; this is {found}")])
+    kind = document.get("kind", "train")
+    if not isinstance(kind, str) or kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, 1) if isinstance(kind, str) else []
+        known = ", ".join(KINDS)
+        raise SpecInvalid([FieldError("/kind", f"unknown kind {_short(kind)}; known: {known}", near[0] if near else None)])
+    try:
+        return KINDS[kind].model_validate(document)
+    except ValidationError as error:
+        raise SpecInvalid(_field_errors(error, document, KINDS[kind])) from None
+
+
+def load(text: str | bytes, content_type: str | None = None) -> Any:
+    """The document in ``text``, not yet looked at. Raises ``SpecUnreadable`` with line and column."""
+    if len(text) > MAX_BYTES:
+        _unreadable(f"the spec has {len(text)} bytes; at most {MAX_BYTES} are read")
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            _unreadable(f"not UTF-8: {error.reason} at byte {error.start}")
+    try:
+        if content_type is not None and "json" in content_type.lower():
+            return json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
+        return yaml.load(text, Loader=_Loader)
+    except json.JSONDecodeError as error:
+        _unreadable(f"not JSON: {error.msg}, line {error.lineno}, column {error.colno}")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        _unreadable(f"not YAML: {error.problem or error.context}{where}")
+    except yaml.YAMLError as error:
+        _unreadable(f"not YAML: {' '.join(str(error).split())}")
+    except RecursionError:
+        _unreadable("nested too deeply")
+
+
+def _unreadable(detail: str, pointer: str = "") -> NoReturn:
+    raise SpecUnreadable([FieldError(pointer, detail)])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where a key that stands twice in one mapping is an error, as YAML 1.2 says."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (first := seen.get(key.value)) is not None:
+                problem = f"the key {key.value!r} was given before, in line {first.start_mark.line + 1}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen[key.value] = key
+        return super().construct_mapping(node, deep)
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for name, _ in pairs:
+        if sum(name == each for each, _ in pairs) > 1:
+            _unreadable(f"the key {name!r} is given twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> NoReturn:
+    _unreadable(f"not JSON: {name} is not a JSON number")
+
+
+# -- what pydantic says, in terms of the document --------------------------------------------------------------------------
+
+
+def _field_errors(error: ValidationError, document: Any, model: type[BaseModel]) -> list[FieldError]:
+    """One entry a place: what a union says for each of its members is joined."""
+    details: dict[tuple[str | int, ...], list[str]] = {}
+    suggestions: dict[tuple[str | int, ...], str] = {}
+    for each in error.errors(include_url=False):
+        path = _path(each["loc"], document, missing=each["type"] == "missing")
+        detail, suggestion = _explain(each, path, model)
+        if each["type"] == "too_short" and any(path == other[: len(path)] for other in details):
+            continue  # pydantic counts the items that are valid; those that are not were named already
+        if detail not in details.setdefault(path, []):
+            details[path].append(detail)
+        if suggestion is not None:
+            suggestions.setdefault(path, suggestion)
+    return [FieldError(pointer(path), "; or ".join(texts), suggestions.get(path)) for path, texts in details.items()]
+
+
+def _path(location: tuple[str | int, ...], document: Any, *, missing: bool) -> tuple[str | int, ...]:
+    """``location`` without what is no part of the document: the tags of unions, ``[key]`` marks."""
+    path: list[str | int] = []
+    here = document
+    for part in location:
+        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int) and part < len(here)):
+            here = here[part]
+        elif not (missing and part == location[-1]):
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def pointer(path: tuple[str | int, ...]) -> str:
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def _explain(error: Any, path: tuple[str | int, ...], model: type[BaseModel]) -> tuple[str, str | None]:
+    match error["type"]:
+        case "extra_forbidden":
+            name = str(path[-1])
+            suggestion = _nearest(name, path[:-1], model)
+            return f"unknown field {name!r}" + (f"; did you mean {suggestion}?" if suggestion else ""), suggestion
+        case "missing":
+            return "this field is required", None
+        case "literal_error":
+            expected = error["ctx"]["expected"]
+            near = difflib.get_close_matches(str(error["input"]), [word.strip("'") for word in _words(expected)], 1)
+            return f"expected {expected}, not {_short(error['input'])}", near[0] if near else None
+        case "value_error":
+            return str(error["ctx"]["error"]), None
+        case "string_pattern_mismatch" if path == ("name",):
+            return "lower-case letters, digits and dashes, a letter or digit first and last", None
+        case _:
+            text = re.sub(r"^(Input|List|Tuple|String|Dictionary) should", "should", str(error["msg"]))
+            scalar = isinstance(error["input"], str | int | float | bool | None)
+            return f"{text}, not {_short(error['input'])}" if scalar and text.startswith("should") else text, None
+
+
+def _words(expected: str) -> list[str]:
+    return expected.replace(" or ", ", ").split(", ")
+
+
+def _nearest(name: str, parent: tuple[str | int, ...], model: type[BaseModel]) -> str | None:
+    """A known name like ``name`` in the same block, else the one place elsewhere where that very name is known."""
+    block = _model_at(model, parent)
+    if block is not None and (near := difflib.get_close_matches(name, block.model_fields, 1)):
+        return near[0]
+    elsewhere = [path for path in _all_fields(model) if path.rsplit(".", 1)[-1] == name]
+    return elsewhere[0] if len(elsewhere) == 1 else None
+
+
+def _model_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel] | None:
+    """The model that describes the block at ``path``; list positions stay within the list's item."""
+    here: type[BaseModel] | None = model
+    for part in path:
+        if here is None or isinstance(part, int):
+            continue
+        field = here.model_fields.get(part)
+        here = next(_models(field.annotation), None) if field else None
+    return here
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models inside an annotation such as ``tuple[Source, ...]`` or ``Model | None``."""
+    if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
+
+
+def _all_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        for inner in _models(field.annotation):
+            yield from _all_fields(inner, f"{prefix}{name}.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _json_type(value: Any) -> str:
+    return "list" if isinstance(value, list) else "text" if isinstance(value, str) else "single value"
