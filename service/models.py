@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Double, Enum, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Double, Enum, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from service.states import JobState, Reason
@@ -17,6 +17,15 @@ def _text_enum(kind: type[JobState] | type[Reason] | type[Desired]) -> Enum:
 
 
 class Base(DeclarativeBase):
+    # Every constraint has a name, so that a later migration can change it.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         int: BigInteger(),
         float: Double(),
@@ -131,7 +140,7 @@ class Metric(Base):
     __tablename__ = "metrics"
     __table_args__ = (
         UniqueConstraint("job_id", "step"),
-        Index("ix_metrics_job_id_id", "job_id", "id"),
+        Index(None, "job_id", "id"),
         {"sqlite_autoincrement": True},
     )
 
@@ -147,7 +156,7 @@ class Metric(Base):
 
 class Event(Base):
     __tablename__ = "events"
-    __table_args__ = (Index("ix_events_job_id_id", "job_id", "id"), {"sqlite_autoincrement": True})
+    __table_args__ = (Index(None, "job_id", "id"), {"sqlite_autoincrement": True})
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     job_id: Mapped[str] = _job_key()
