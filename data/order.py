@@ -15,7 +15,7 @@ Legend: G rows in a global batch, C cells, K batches in a period.
 import json
 from fractions import Fraction
 from functools import cmp_to_key
-from math import ceil, floor, lcm
+from math import floor, lcm
 
 import numpy as np
 import numpy.typing as npt
@@ -121,30 +121,33 @@ def batch_counts(cell_shares: list[Fraction], global_batch_size: int) -> npt.NDA
     With x = G * share: every batch has floor(x) or ceil(x), every first n batches together floor(n x) or ceil(n x).
     """
     exact = [share * global_batch_size for share in cell_shares]
-    base = [floor(x) for x in exact]
-    fractions = [x - b for x, b in zip(exact, base, strict=True)]
-    extra = int(sum(fractions))
     period = lcm(*(x.denominator for x in exact))
+    base = [floor(x) for x in exact]
+    # Extra rows of each cell in one period, beyond ``base`` in every batch; in whole numbers because Fraction is slow.
+    extras = [int((x - b) * period) for x, b in zip(exact, base, strict=True)]
     counts = np.tile(np.array(base, dtype=np.int64), (period, 1))
     given = [0] * len(exact)
+
+    def by_urgency(a: int, b: int) -> int:
+        return _compare(given[a] + 1, extras[a], given[b] + 1, extras[b], period)
+
     for k in range(period):
-        # The i-th extra row of a cell may be given from batch floor((i - 1) / f) on, and before batch ceil(i / f).
-        eligible = [c for c, f in enumerate(fractions) if f and floor(given[c] / f) <= k]
-        eligible.sort(key=cmp_to_key(lambda a, b: _compare(given[a] + 1, fractions[a], given[b] + 1, fractions[b])))
-        for c in eligible[:extra]:
+        # Extra row i of a cell may be given from batch floor((i - 1) * period / extras) on.
+        eligible = [c for c, e in enumerate(extras) if e and given[c] * period // e <= k]
+        for c in sorted(eligible, key=cmp_to_key(by_urgency))[: sum(extras) // period]:
             counts[k, c] += 1
             given[c] += 1
     return counts
 
 
-def _compare(i: int, f: Fraction, j: int, g: Fraction) -> int:
-    """Negative if extra row i of a cell with fraction f is more urgent than extra row j of one with g.
+def _compare(i: int, e: int, j: int, f: int, period: int) -> int:
+    """Negative if extra row i of a cell with e a period is more urgent than extra row j of a cell with f.
 
-    The earlier deadline is; of equal ones, the one whose next row's window overlaps its own; if both do, their next rows decide.
+    The earlier deadline is; of equal ones, that whose next row's window overlaps its own; if both do, their next rows decide.
     """
-    while (i, f) != (j, g):
-        ours, theirs = ceil(i / f), ceil(j / g)
-        free, also_free = ours * f == i, theirs * g == j
+    while (i, e) != (j, f):
+        ours, theirs = -(-i * period // e), -(-j * period // f)
+        free, also_free = i * period % e == 0, j * period % f == 0
         if ours != theirs or free != also_free:
             return ours - theirs or free - also_free
         if free:

@@ -23,7 +23,8 @@ class RayDataExecutor:
             return
         import ray.data
 
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        # Its plans and its remark that bars are off; what goes wrong is raised.
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
