@@ -145,12 +145,16 @@ def _path(location: tuple[str | int, ...], document: Any, *, missing: bool) -> t
     path: list[str | int] = []
     here = document
     for part in location:
-        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int) and part < len(here)):
+        if _holds(here, part):
             here = here[part]
         elif not (missing and part == location[-1]):
             continue
         path.append(part)
     return tuple(path)
+
+
+def _holds(value: Any, part: str | int) -> bool:
+    return part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int) and part < len(value)
 
 
 def pointer(path: tuple[str | int, ...]) -> str:
