@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,13 +46,6 @@ class CommandError(MantaError):
     status = 400
 
 
-class Unavailable(CommandError):
-    """No service answers."""
-
-    code = "service_unavailable"
-    status = 503
-
-
 def _remember(context: typer.Context, value: Format) -> Format:
     context.meta[__name__] = value
     return value
@@ -88,7 +81,7 @@ def as_json(value: Any) -> Any:
     return value
 
 
-def show(value: "BaseModel | Mapping[str, Any] | list[Any]", text: "RenderableType | None", output: Format) -> None:
+def show(value: "BaseModel | Mapping[str, Any] | Sequence[Any]", text: "RenderableType | None", output: Format) -> None:
     """Print ``value`` as one JSON document, or ``text`` for people (nothing if None)."""
     if output is Format.JSON:
         sys.stdout.write(json.dumps(as_json(value), indent=2, default=str) + "\n")
@@ -96,7 +89,7 @@ def show(value: "BaseModel | Mapping[str, Any] | list[Any]", text: "RenderableTy
         stdout().print(text)
 
 
-def show_lines(values: "Iterable[BaseModel]") -> None:
+def show_lines(values: "Iterable[BaseModel | Mapping[str, Any]]") -> None:
     """JSON lines: one document a value, written as it comes. What ``-o json`` prints of a stream."""
     for value in values:
         sys.stdout.write(json.dumps(as_json(value), default=str) + "\n")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api.cli import local, specfile
-from api.cli.connect import ClientSource, client_of
+from api.cli.connect import ClientSource
 from api.cli.feed import JobSource
+from api.client import Client
 from api.settings import Settings
 
 if TYPE_CHECKING:
-    from api.client import Client
     from service.views import JobView
 
 MARK = "DEMO_OF_MANTA"
@@ -41,7 +41,7 @@ class DemoManta:
         with held():
             self._process = local.launch(self._settings, {**environment, MARK: self._run})
         service = local.wait_ready(self._process, self._settings)
-        self._client = client_of(service.url, None)
+        self._client = Client(service.url)
         return ClientSource(self._client)
 
     def submit(self, spec: Path) -> "JobView":

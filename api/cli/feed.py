@@ -4,17 +4,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from api.cli.console import Unavailable
+from data.errors import MantaError
 from service.states import FINAL
 from service.views import EventView, JobView, MetricView
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
+"""A look costs both sides some milliseconds, on a small machine of the cores that train."""
 GIVE_UP_SECONDS = 120.0
 """How long a service may be away before watching ends."""
 
 
 class JobSource(Protocol):
-    """The part of the API client that following a job needs. Raises ``Unavailable`` while the service does not answer."""
+    """The part of the API client that following a job needs. An error of status 503 says that the service is away just now."""
 
     def job(self, job_id: str) -> JobView: ...
     def events_after(self, job_id: str, after: int) -> Sequence[EventView]: ...
@@ -44,9 +45,9 @@ def follow(source: JobSource, job_id: str, pause: Callable[[float], None]) -> It
             job = source.job(job_id)
             events = tuple(source.events_after(job_id, events_seen))
             metrics = tuple(source.metrics_after(job_id, metrics_seen))
-        except Unavailable:
+        except MantaError as error:
             missed += POLL_SECONDS
-            if missed >= GIVE_UP_SECONDS:
+            if error.status != 503 or missed >= GIVE_UP_SECONDS:
                 raise
             yield Update(job=job, away=True)
         else:

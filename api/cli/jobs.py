@@ -155,20 +155,20 @@ def checkpoints(context: typer.Context, job: JobArgument, output: Output = Forma
 def logs(
     context: typer.Context,
     job: JobArgument,
-    rank: Annotated[int | None, typer.Option(help="Only this worker; -1 is the driver. Without it, the driver.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Only this worker; -1 is the driver. Without it, all, by time.")] = None,
+    attempt: Annotated[int | None, typer.Option(help="Only this attempt.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
     output: Output = Format.TEXT,
 ) -> None:
-    """The log of one worker, or of the driver."""
-    from api.cli.connect import log_lines
-
+    """What driver and workers wrote, merged by time."""
     client = _client(context)
     found = _found(client, job)
-    for line in log_lines(client, found.id, rank=rank, follow=follow):
+    for line in client.stream_logs(found.id, rank=rank, attempt=attempt, follow=follow):
         if output is Format.JSON:
             show_lines([line])
         else:
-            sys.stdout.write(line.text + "\n")
+            who = "" if rank is not None else "driver | " if line.rank < 0 else f"rank {line.rank} | "
+            sys.stdout.write(f"{who}{line.text}\n")
             sys.stdout.flush()
 
 

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from api.cli.console import CommandError
+from service.validation import FieldError, SpecInvalid, load
 
 
 class FileUnreadable(CommandError):
@@ -14,37 +13,19 @@ class FileUnreadable(CommandError):
     code = "file_unreadable"
 
 
-class NotYaml(CommandError):
-    """The job file is neither YAML nor JSON; the detail names line and column."""
-
-    code = "not_yaml"
-    status = 422
-
-
 def read(path: Path, name: str | None = None) -> dict[str, Any]:
     """The document in ``path`` (JSON is YAML too), with relative paths made absolute and ``name`` put in.
 
-    Whether it is a valid job is for the validator to say. Raises FileUnreadable, NotYaml.
+    Whether it is a valid job is for the validator to say. Raises FileUnreadable, SpecUnreadable, SpecInvalid (no mapping).
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except OSError as error:
         raise FileUnreadable(f"{path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise NotYaml(f"{path} is not UTF-8 text (byte {error.start})") from error
-    try:
-        document = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise NotYaml(f"{path} is not YAML{place}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise NotYaml(f"{path} is not YAML: {error}") from error
+    document = load(text)
     if not isinstance(document, dict):
-        raise NotYaml(f"{path} holds {type(document).__name__}, not a mapping of fields")
-    if name is not None:
-        document["name"] = name
-    return with_absolute_paths(document, Path.cwd())
+        raise SpecInvalid([FieldError("", f"{path} holds no mapping of names to values")])
+    return with_absolute_paths(document if name is None else {**document, "name": name}, Path.cwd())
 
 
 def with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:

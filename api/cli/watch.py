@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -88,7 +87,7 @@ class Screen:
 
 
 def as_lines(update: Update) -> list[dict[str, Any]]:
-    """An update for programs: ``{"event": ...}``, ``{"metrics": ...}`` and then ``{"job": ...}``, each in the API's own shape."""
+    """An update for programs: ``{"event": ...}``, ``{"metrics": ...}``, then ``{"job": ...}``, each in the API's shape."""
     lines: list[dict[str, Any]] = [{"event": event.model_dump(mode="json")} for event in update.events]
     lines += [{"metrics": metric.model_dump(mode="json")} for metric in update.metrics]
     return [*lines, {"job": update.job.model_dump(mode="json")}]
@@ -164,7 +163,7 @@ def show(
         if on_update:
             on_update(update)
 
-    live = Live(console=console, refresh_per_second=8, get_renderable=screen.render) if console.is_terminal else nullcontext()
+    live = Live(console=console, refresh_per_second=4, get_renderable=screen.render) if console.is_terminal else nullcontext()
     with live:
         for update in updates:
             take(update)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -14,13 +14,13 @@ class Healthy:
 
     home = Path("/home/ada/.local/share/manta")
     system = "linux"
-    versions: dict[str, str] = {"ray": "2.60.0", "flash-attn": "2.8.0"}
+    versions: ClassVar[dict[str, str]] = {"ray": "2.60.0", "flash-attn": "2.8.0"}
     devices: tuple[str, ...] = ("NVIDIA H100",)
     cuda_build: str | None = "13.0"
     driver: str | None = "600.1"
     import_error: str | None = None
     python_version = (3, 12, 1)
-    free: dict[str, int | None] = {}
+    free: ClassVar[dict[str, int | None]] = {}
     may_write = True
     core_count = 8
     memory_free = 16 * GIB

@@ -110,7 +110,10 @@ def test_the_job_page_holds_everything_about_a_job(
 ) -> None:
     page = text(
         pages.job_page(
-            job(state="succeeded", reason="completed", restarts=1, ended_at=at(90), result=SUMMARY, progress=[phase("training", 80, 80)]),
+            job(
+                state="succeeded", reason="completed", restarts=1, ended_at=at(90), result=SUMMARY,
+                progress=[phase("training", 80, 80)],
+            ),
             attempts=[
                 AttemptView(
                     number=1, state="ended", outcome="succeeded", submission_id="manta-x-1", generation=2, created_at=at(1),
@@ -119,7 +122,7 @@ def test_the_job_page_holds_everything_about_a_job(
             ],
             workers=[
                 WorkerView(attempt=1, generation=1, rank=1, node="n1", pid=4242, state="died", step=37, heartbeat_at=at(40)),
-                WorkerView(attempt=1, generation=2, rank=-1, node="n1", pid=4000, state="ended", step=None, heartbeat_at=at(88)),
+                WorkerView(attempt=1, generation=2, rank=-1, node="n1", pid=40, state="ended", step=None, heartbeat_at=at(88)),
             ],
             events=[
                 event(1, "submitted", "submitted by the user", actor="user"),
