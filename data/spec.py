@@ -63,6 +63,7 @@ class TokenizerSpec(Spec):
     path: str | None = None
     """An existing ``.model`` file; None trains one."""
     vocab_size: int = Field(default=4096, ge=300, le=262_144)
-    character_coverage: float = Field(default=0.9999, gt=0, le=1)
+    character_coverage: float = Field(default=0.9999, ge=0.98, le=1)
+    """Share of the text whose characters get pieces of their own, room allowing; bytes spell the rest."""
     sample_bytes: int = Field(default=8 * 2**20, ge=1024)
     """Bytes of training text, drawn by seed, that the tokenizer is trained on."""

@@ -1,6 +1,7 @@
 """SentencePiece BPE with byte fallback: every text has tokens, and decoding gives the text back."""
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from data.spec import TokenizerSpec
 # SentencePiece skips longer lines; they are cut here instead.
 _LINE_BYTES = 4192
 _LINE_CHARACTERS = _LINE_BYTES // 4
+_FIXED_PIECES = 3 + 256
+_LEAST_COVERAGE = 0.98
 _POINTER = "/tokenizer"
 
 
@@ -63,19 +66,23 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], spec: TokenizerSpec) -> bytes:
     """A BPE model trained on ``texts``; the same texts give the same bytes.
 
-    Pieces: unknown, begin, end, 256 bytes, then characters and merges. Fewer than ``vocab_size`` when the text holds no more.
+    Pieces: unknown, begin, end, 256 bytes, then characters and merges; fewer than ``vocab_size`` when the text holds no more.
+    At most half of the room is given to single characters: a script with more of them than that (Chinese at a small
+    ``vocab_size``) keeps the frequent ones whole and spells the rare ones in bytes.
 
     Raises:
-        SourceError: the text has more different characters than ``vocab_size`` has room for.
+        SourceError: ``vocab_size`` has no room for the characters that make up 98% of the text, SentencePiece's least coverage.
     """
+    lines = list(_lines(texts))
+    room = _coverage(lines, (spec.vocab_size - _FIXED_PIECES) // 2)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=iter(lines),
             model_writer=model,
             model_type="bpe",
             vocab_size=spec.vocab_size,
-            character_coverage=spec.character_coverage,
+            character_coverage=min(spec.character_coverage, max(room, _LEAST_COVERAGE)),
             hard_vocab_limit=False,
             byte_fallback=True,
             split_digits=True,
@@ -90,11 +97,19 @@ def train_tokenizer(texts: Iterable[str], spec: TokenizerSpec) -> bytes:
         )
     except RuntimeError as error:
         raise SourceError(
-            f"a tokenizer of {spec.vocab_size} pieces cannot be trained on this text: {error};"
-            " raise vocab_size or lower character_coverage",
+            f"no tokenizer of {spec.vocab_size} pieces can be trained on this text; raise vocab_size"
+            f" (SentencePiece: {str(error).rpartition('] ')[2]})",
             pointer=f"{_POINTER}/vocab_size",
         ) from error
     return model.getvalue()
+
+
+def _coverage(lines: list[str], characters: int) -> float:
+    """Share of the text that its ``characters`` most frequent characters make up."""
+    counts: Counter[str] = Counter()
+    for line in lines:
+        counts.update(line)
+    return sum(count for _, count in counts.most_common(characters)) / max(1, counts.total())
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
