@@ -128,8 +128,8 @@ def restarts(events: Sequence[EventView]) -> list[Restart]:
         who = f"rank {died['rank']}" if died.get("rank") is not None else "a worker"
         if died.get("pid") is not None:
             who += f", pid {died['pid']}"
-        if died.get("node"):
-            who += f", node {str(died['node'])[:12]}"
+        if died.get("host"):
+            who += f" on {died['host']}"
         found.append(
             Restart(
                 at=event.at,
@@ -145,11 +145,11 @@ def restarts(events: Sequence[EventView]) -> list[Restart]:
 
 
 def restart_line(restart: Restart) -> str:
-    """``rank 1, pid 4242 died at step 37; back at step 20 after 9.1 s, 17 steps done again``."""
-    line = f"{restart.who} died" + (f" at step {restart.step}" if restart.step is not None else "")
+    """``rank 1, pid 4242 on n1 died after step 37; training again at step 21 after 9.1 s, 17 steps done again``."""
+    line = f"{restart.who} died" + (f" after step {restart.step}" if restart.step is not None else "")
     if restart.resumed_at is None:
-        return line + "; not resumed yet"
-    line += "; resumed" + (f" from step {restart.resumed_step}" if restart.resumed_step is not None else "")
+        return line + "; no step since"
+    line += "; training again" + (f" at step {restart.resumed_step}" if restart.resumed_step is not None else "")
     if restart.cost_seconds is not None:
         line += f" after {duration(restart.cost_seconds)}"
     if restart.lost_steps is not None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from api.cli.console import Status
 from api.cli.feed import Update
-from api.cli.pages import PHASE_TITLE, phases_table, restart_line, restarts, state_text
+from api.cli.pages import PHASE_TITLE, phases_table, state_text
 from api.cli.text import clock, count, duration
 from service.spec import JOB_SPEC
 from service.states import JobState
@@ -29,7 +29,6 @@ class Screen:
     def __init__(self) -> None:
         self.job: JobView | None = None
         self.away = False
-        self._events: list[EventView] = []
         self._figures: dict[str, float] = {}
         self._workers: int | None = None
 
@@ -42,23 +41,11 @@ class Screen:
                 Text("the service does not answer; waiting for it" if update.away else "the service is back", "yellow")
             )
         self.away = update.away
-        for event in update.events:
-            self._events.append(event)
-            lines.append(self._event_line(event))
+        lines.extend(event_line(event) for event in update.events)
         for metric in update.metrics:
             self._figures |= metric.values
         self.job = update.job
         return lines
-
-    def _event_line(self, event: EventView) -> Text:
-        text = event.message
-        if event.type == "training_resumed":
-            deaths = restarts(self._events)
-            text = restart_line(deaths[-1]) if deaths else text
-        to = str(event.data.get("to", ""))  # of a move between states
-        bad = to == "failed" or any(word in event.type for word in BAD_NEWS)
-        style = "red" if bad else "green" if event.type == "training_resumed" or to == "succeeded" else "dim"
-        return Text(f"{clock(event.at)}  {text}", style)
 
     def figures(self) -> str:
         """``loss 3.2104   held out 3.3001   5,321 tokens/s   MFU 12.3%`` of the newest step."""
@@ -84,6 +71,14 @@ class Screen:
             on = f"on {self._workers} worker{'' if self._workers == 1 else 's'}" if self._workers else ""
             parts.append(Text(f"  {on}   {self.figures()}{restarted}", "cyan"))
         return Group(*parts)
+
+
+def event_line(event: EventView) -> Text:
+    """One line that stays: when, and what, in red or green where it matters."""
+    to = str(event.data.get("to", ""))  # of a move between states
+    bad = to == "failed" or any(word in event.type for word in BAD_NEWS)
+    style = "red" if bad else "green" if event.type == "training_resumed" or to == "succeeded" else "dim"
+    return Text(f"{clock(event.at)}  {event.message}", style)
 
 
 def as_lines(update: Update) -> list[dict[str, Any]]:

@@ -87,18 +87,18 @@ def test_every_phase_shows_how_far_it_is(phase: Callable[..., PhaseView], text: 
 
 def test_a_death_is_paired_with_its_resumption_and_says_what_it_cost(event: Callable[..., EventView]) -> None:
     story = [
-        event(1, "worker_died", rank=1, pid=4242, node="a" * 40, step=37, after=10),
-        event(2, "training_resumed", step=20, cost_seconds=9.1, lost_steps=17, after=19),
+        event(1, "worker_died", rank=1, pid=4242, host="n1", step=37, after=10),
+        event(2, "training_resumed", step=21, cost_seconds=9.1, lost_steps=17, after=19),
         event(3, "worker_died", rank=0, pid=4300, step=50, after=60),
     ]
     first, second = map(pages.restart_line, pages.restarts(story))
-    assert first == "rank 1, pid 4242, node aaaaaaaaaaaa died at step 37; resumed from step 20 after 9.1 s, 17 steps done again"
-    assert second == "rank 0, pid 4300 died at step 50; not resumed yet"
+    assert first == "rank 1, pid 4242 on n1 died after step 37; training again at step 21 after 9.1 s, 17 steps done again"
+    assert second == "rank 0, pid 4300 died after step 50; no step since"
 
 
 def test_a_cost_that_is_not_reported_is_the_time_between(event: Callable[..., EventView]) -> None:
     story = [event(1, "worker_died", rank=1, after=10), event(2, "training_resumed", after=22)]
-    assert pages.restart_line(pages.restarts(story)[0]) == "rank 1 died; resumed after 12 s"
+    assert pages.restart_line(pages.restarts(story)[0]) == "rank 1 died; training again after 12 s"
 
 
 def test_the_job_page_holds_everything_about_a_job(
@@ -127,7 +127,7 @@ def test_the_job_page_holds_everything_about_a_job(
             events=[
                 event(1, "submitted", "submitted by the user", actor="user"),
                 event(2, "worker_died", rank=1, pid=4242, step=37, after=40),
-                event(3, "training_resumed", step=20, cost_seconds=9.1, lost_steps=17, after=49),
+                event(3, "training_resumed", step=21, cost_seconds=9.1, lost_steps=17, after=49),
             ],
             checkpoints=[
                 CheckpointView(step=80, attempt=1, path="/c/step-80", bytes=5 * 2**20, state="committed", created_at=at(88))
@@ -140,7 +140,7 @@ def test_the_job_page_holds_everything_about_a_job(
         "took 1 min 29 s",
         "submitted by the user",
         "Restarts (1)",
-        "12:00:40  rank 1, pid 4242 died at step 37; resumed from step 20 after 9.1 s, 17 steps done again",
+        "12:00:40  rank 1, pid 4242 died after step 37; training again at step 21 after 9.1 s, 17 steps done again",
         "driver",
         "5.0 MiB",
         "20.0% below",

@@ -90,15 +90,21 @@ def test_the_screen_shows_phases_figures_and_restarts(
     assert lines[3].strip() == "on 2 workers   loss 5.4321   held out 5.5000   5,322 tokens/s   MFU 12.3%   1 restart"
 
 
-def test_a_restart_gets_a_line_that_says_what_it_cost(job: Callable[..., JobView], event: Callable[..., EventView]) -> None:
-    screen = Screen()
-    died = event(1, "worker_died", "rank 1 (pid 4242) was killed by signal 9", rank=1, pid=4242, step=37)
-    resumed = event(2, "training_resumed", step=20, cost_seconds=9.1, lost_steps=17, after=9)
-    lines = screen.take(Update(job=job(), events=(died,))) + screen.take(Update(job=job(), events=(resumed,)))
-    assert [line.plain for line in lines] == [
-        "12:00:00  rank 1 (pid 4242) was killed by signal 9",
-        "12:00:09  rank 1, pid 4242 died at step 37; resumed from step 20 after 9.1 s, 17 steps done again",
-    ]
+@pytest.mark.parametrize(
+    ("kind", "data", "style"),
+    [
+        ("worker_died", {}, "red"),
+        ("training_resumed", {}, "green"),
+        ("state", {"to": "failed"}, "red"),
+        ("state", {"to": "succeeded"}, "green"),
+        ("submitted", {}, "dim"),
+    ],
+)
+def test_every_event_gets_a_line_that_stays_and_the_bad_ones_are_red(
+    kind: str, data: dict[str, str], style: str, job: Callable[..., JobView], event: Callable[..., EventView]
+) -> None:
+    (line,) = Screen().take(Update(job=job(), events=(event(1, kind, "what it was", after=9, **data),)))
+    assert (line.plain, line.style) == ("12:00:09  what it was", style)
 
 
 def test_why_a_job_waits_and_how_a_paused_one_goes_on_are_on_the_screen(
