@@ -1,0 +1,175 @@
+"""Everything private of Ray Train 2.60 that Manta leans on, and why. tests/workers/test_compat_ray.py fails when it moves.
+
+Ray Train is the launcher and the safety net. Between a driver and its first step it starts four helper actors, each a
+Python process of a second or more, and none of them does anything for Manta; stopping one of them takes 12 s (its
+``stop`` waits for a thread that is asleep). So the trainer here
+
+- runs Ray's controller in the driver's own process, not as an actor;
+- leaves out the placement group cleaner: the group belongs to the driver's job, and Ray removes it when the driver is gone;
+- leaves out the report barrier and the autoscaling coordinator: ranks report over HTTP, the placement group is the demand;
+- gives workers no ``runtime_env`` of their own, so that processes that the driver has warmed up are taken into use;
+- derives from ``TorchTrainer``'s base: what ``TorchTrainer`` adds is the default process group, which Manta never uses,
+  and an import of torch in the driver.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks import AcceleratorSetupCallback, BackendSetupCallback
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import state as group_state
+from ray.train.v2._internal.execution.worker_group import worker_group as group_module
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+__all__ = [
+    "Backend",
+    "BackendConfig",
+    "FailureDecision",
+    "LeanTrainer",
+    "TrainingFailedError",
+    "WorkerGroupCallback",
+    "WorkerGroupError",
+    "is_dead",
+]
+
+CONTROLLER_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a death is seen, and a finish, within this
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # needs the controller to be an actor
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more actor
+}
+
+
+def is_dead(error: BaseException) -> bool:
+    """Whether Ray reports that a worker's process is gone, and not that its function raised."""
+    return isinstance(error, (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, ray.exceptions.RayActorError))
+
+
+class LeanTrainer(DataParallelTrainer):
+    """Ray Train's trainer without the helpers.
+
+    ``watch`` stays in this process, unlike callbacks in ``RunConfig``, which travel to the workers. ``retry(error) -> bool``
+    is asked before Ray's own count of failures.
+    """
+
+    def __init__(self, *args: Any, watch: WorkerGroupCallback, retry: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._watch = watch
+        self._retry = retry
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [
+            AcceleratorSetupCallback(self.backend_config, self.scaling_config),
+            BackendSetupCallback(self.backend_config),
+            self._watch,
+        ]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        settings["scaling_policy"] = _NoAutoscaler(self.scaling_config)
+        settings["failure_policy"] = _AskingPolicy(self.run_config.failure_config, self._retry)
+        with _environment(CONTROLLER_SETTINGS), _no_report_barrier():
+            controller = _Controller(**settings)
+            try:
+                asyncio.run(controller.run())
+            finally:
+                # SIGTERM ends up here: the workers go before the driver does.
+                if (group := controller.get_worker_group()) is not None and group.has_started():
+                    for worker in group.get_workers():
+                        ray.kill(worker.actor)
+            return controller.get_result()
+
+
+class _WorkerGroup(WorkerGroup):
+    def _init_train_context_on_workers(
+        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        """Ray's own asks for the handle of the controller's actor, which does not exist here."""
+        ray.get(
+            [
+                worker.actor.init_train_context.remote(
+                    train_run_context=self._train_run_context,
+                    distributed_context=worker.distributed_context,
+                    synchronization_actor=sync_actor,
+                    storage_context=self._storage_context,
+                    worker_callbacks=self._worker_callbacks_to_propagate,
+                    controller_actor=None,
+                    **{name: values[i] for name, values in train_context_args.items()},
+                )
+                for i, worker in enumerate(workers)
+            ]
+        )
+
+    @staticmethod
+    def _get_worker_runtime_env(custom_runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(custom_runtime_env)
+
+
+class _Controller(TrainController):
+    worker_group_cls = _WorkerGroup
+
+
+class _NoAutoscaler(FixedScalingPolicy):
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+
+class _AskingPolicy(DefaultFailurePolicy):
+    def __init__(self, failure_config: Any, retry: Any) -> None:
+        super().__init__(failure_config)
+        self._retry = retry
+
+    def make_decision(self, training_failed_error: Any) -> Any:
+        if isinstance(training_failed_error, WorkerGroupError) and not self._retry(training_failed_error):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+class _NoBarrier:
+    """In place of the actor behind ``ray.train.report``, which Manta never calls."""
+
+    @classmethod
+    def options(cls, **options: Any) -> "type[_NoBarrier]":
+        return cls
+
+    @classmethod
+    def remote(cls, **settings: Any) -> "_NoBarrier":
+        return cls()
+
+
+@contextmanager
+def _no_report_barrier() -> Iterator[None]:
+    actor, shutdown = group_module.SynchronizationActor, group_state._shutdown_sync_actor
+    group_module.SynchronizationActor = _NoBarrier
+    group_state._shutdown_sync_actor = lambda sync_actor: None
+    try:
+        yield
+    finally:
+        group_module.SynchronizationActor, group_state._shutdown_sync_actor = actor, shutdown
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,144 @@
+"""The entry point of an attempt on the cluster: ``python -m workers.driver ORDER_FILE``.
+
+Data, tokenizer, shards, then the worker group. Exit code 0 when the attempt ended in order (paused and cancelled are in
+order); its outcome is its last report.
+"""
+
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+
+from data.errors import MantaError
+from data.spec import DataSpec, TokenizerSpec
+from workers.attempt import DRIVER_RANK, Desired, Order, Phase
+from workers.logs import log_path, logged_to, tail
+from workers.reporter import Reporter
+from workers.spec import TrainSpec
+
+logger = logging.getLogger(__name__)
+
+WARM_MODULES = ("ray.train.v2._internal.execution.worker_group.worker", "workers.rank", "workers.loop")
+"""What every rank imports: seconds of work that need not wait for the worker group."""
+DELIVERY_SECONDS = 600.0
+"""How long an ended attempt waits for a service that is away, to deliver its last words."""
+
+
+class Stopped(SystemExit):
+    """The attempt is to end now: ``outcome`` is paused or cancelled. No ``Exception``, so that nothing retries it."""
+
+    def __init__(self, outcome: str) -> None:
+        super().__init__(0)
+        self.outcome = outcome
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    (path,) = sys.argv[1:] if arguments is None else arguments
+    order = Order.model_validate_json(Path(path).read_text())
+    with logged_to(log_path(order.job_dir, order.attempt, DRIVER_RANK)):
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        signal.signal(signal.SIGTERM, _on_sigterm)
+        return _attempt(order)
+
+
+def _attempt(order: Order) -> int:
+    # No runtime environment of the job's own: worker processes are then all alike, and a warm one fits every actor.
+    os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
+    from workers.rank import attempt_dir, spool_dir
+
+    attempt_dir(order).mkdir(parents=True, exist_ok=True)
+    reporter = Reporter(order, 0, DRIVER_RANK, spool_dir(order))
+    outcome, code = "failed", 1
+    try:
+        outcome, code = _run(order, reporter), 0
+    except Stopped as stopped:
+        outcome, code = stopped.outcome, 0
+    except MantaError as error:
+        _report_failure(order, reporter, error)
+    except Exception as error:
+        logger.exception("the driver failed")
+        reporter.failure("driver_failed", f"{type(error).__name__}: {error}", **_here(order))
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending already; let it have its last word
+        reporter.adopt()
+        reporter.ended(outcome)
+        reporter.close(DELIVERY_SECONDS)
+    return code
+
+
+def _run(order: Order, reporter: Reporter) -> str:
+    spec = TrainSpec.model_validate(order.spec) if order.kind == "train" else None
+    ray.init(log_to_driver=False)
+    signal.signal(signal.SIGTERM, _on_sigterm)  # ray.init installs its own
+    warm = warm_up(spec.world_size, WARM_MODULES) if spec is not None else []
+    reporter.worker("started", node=ray.get_runtime_context().get_node_id())
+    prepared = _prepare(order, spec, reporter)
+    if spec is None:
+        return "succeeded"
+    from workers.group import run_group
+
+    del warm
+    return run_group(order, spec, prepared, reporter).kind
+
+
+def _prepare(order: Order, spec: TrainSpec | None, reporter: Reporter) -> Path:
+    from data.prepare import Progress, prepare
+    from data.ray_executor import RayDataExecutor
+
+    def on_progress(progress: Progress) -> None:
+        reporter.phase(Phase(progress.phase), progress.done, progress.total, progress.unit, progress.reused)
+        if reporter.stale or reporter.desired is Desired.CANCELLED:
+            raise Stopped("cancelled")
+        if reporter.desired is Desired.PAUSED:
+            raise Stopped("paused")
+
+    data = spec.data_pipeline if spec is not None else DataSpec.model_validate(order.spec["data_pipeline"])
+    tokenizer = spec.tokenizer if spec is not None else TokenizerSpec.model_validate(order.spec["tokenizer"])
+    return prepare(data, tokenizer, order.prepared_dir, RayDataExecutor(), on_progress).path
+
+
+def warm_up(processes: int, modules: Sequence[str]) -> list[Any]:
+    """Have ``processes`` worker processes import ``modules`` while the driver does something else; returns at once.
+
+    A process that has run a task stays idle for a while, and an actor of the same job and runtime environment is put into
+    it. Works on a hint: a process that is not found warm is started cold.
+    """
+
+    @ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")
+    def warm(modules: Sequence[str]) -> None:
+        for module in modules:
+            importlib.import_module(module)
+
+    return [warm.remote(list(modules)) for _ in range(processes)]
+
+
+def _report_failure(order: Order, reporter: Reporter, error: MantaError) -> None:
+    from workers.group import WorkersFailed
+
+    logger.error("%s: %s", error.code, error.detail)
+    where = {**_here(order), **error.report} if isinstance(error, WorkersFailed) else _here(order)
+    code = error.failure_code if isinstance(error, WorkersFailed) else error.code
+    reporter.failure(code, error.detail, pointer=error.pointer, **where)
+
+
+def _here(order: Order) -> dict[str, Any]:
+    log = tail(log_path(order.job_dir, order.attempt, DRIVER_RANK))
+    return {"rank": DRIVER_RANK, "node": socket.gethostname(), "log_tail": log}
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Stopped("cancelled")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
