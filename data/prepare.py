@@ -69,6 +69,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
     """
     files = [list_files(source, f"/data_pipeline/sources/{i}") for i, source in enumerate(data.sources)]
     identity = _identity(data, tokenizer, files)
+    root = root.absolute()
     final = root / identity
     with locked(root / f".{identity}.lock"):
         if final.exists():

@@ -67,8 +67,10 @@ def _list_local(path: str, at: str) -> list[InputFile]:
     if Path(path).is_dir():
         raise SourceError(f"{path} is a folder; name its files, such as {path.rstrip('/')}/*.jsonl", pointer=at)
     if any(c in path for c in _GLOB) and not Path(path).exists():
-        return [_local(Path(found), found, at) for found in sorted(glob.glob(path, recursive=True)) if Path(found).is_file()]
-    return [_local(Path(path), path, at)]
+        found = [Path(name).absolute() for name in sorted(glob.glob(path, recursive=True))]
+        return [_local(file, str(file), at) for file in found if file.is_file()]
+    file = Path(path).absolute()  # the cluster's workers have folders of their own
+    return [_local(file, str(file), at)]
 
 
 def _local(path: Path, name: str, at: str) -> InputFile:
@@ -122,7 +124,7 @@ def read_file(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[D
 def _read_stdlib(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
     try:
         for name, text in stdlib.texts(source.path, file.path.removeprefix(stdlib.PREFIX)):
-            if len(text) > max_bytes:
+            if len(text.encode()) > max_bytes:
                 yield _oversized(name, max_bytes)
             else:
                 yield Document(text, name, source.language, source.domain)

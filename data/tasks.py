@@ -102,10 +102,10 @@ _CLEAN_RESULT = TypeAdapter(CleanResult)
 
 
 class _Stop(Exception):
-    """A bad document where bad documents stop the work."""
+    """A bad document where bad documents stop the work, or a file that cannot be read."""
 
-    def __init__(self, bad: Bad) -> None:
-        self.bad = bad
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
 
 
 def clean_files(task: CleanTask) -> CleanResult:
@@ -118,27 +118,30 @@ def clean_files(task: CleanTask) -> CleanResult:
 
     def documents() -> Iterator[Document]:
         nonlocal read
-        for file in task.files:
-            for item in read_file(file, task.source, task.max_document_bytes):
-                read += 1
-                if isinstance(item, Document):
-                    yield item
-                elif task.drop_bad:
-                    drops[item.reason] += 1
-                else:
-                    raise _Stop(item)
+        for item in _read(task):
+            read += 1
+            if isinstance(item, Document):
+                yield item
+            elif task.drop_bad:
+                drops[item.reason] += 1
+            else:
+                raise _Stop(Failure(item.detail, _pointer(task, item.field), document=True))
 
     try:
         kept = _write_part(task.part, clean(documents(), (Normalise(), Length(task.min_characters)), drops))
     except _Stop as stop:
-        return CleanResult(task.index, failure=Failure(stop.bad.detail, _pointer(task, stop.bad.field), document=True))
-    except OSError as error:
-        if error.filename is not None and str(error.filename) not in {file.path for file in task.files}:
-            raise  # not the source: the disk that is written to
-        return CleanResult(task.index, failure=Failure(f"{error}", _pointer(task, "path"), document=False))
+        return CleanResult(task.index, failure=stop.failure)
     result = CleanResult(task.index, read, kept, dict(sorted(drops.items())))
     write_atomically(marker, _CLEAN_RESULT.dump_json(result))
     return result
+
+
+def _read(task: CleanTask) -> Iterator[Document | Bad]:
+    for file in task.files:
+        try:
+            yield from read_file(file, task.source, task.max_document_bytes)
+        except OSError as error:
+            raise _Stop(Failure(f"{file.path} cannot be read: {error}", _pointer(task, "path"), document=False)) from error
 
 
 def _pointer(task: CleanTask, name: str) -> str:

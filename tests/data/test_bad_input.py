@@ -1,0 +1,180 @@
+"""What cannot be trained on is refused with the file, the line and the field to mend."""
+
+import gzip
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from data.errors import DocumentError, MantaError, NotEnoughData, SourceError
+from data.manifest import require_rows
+from data.spec import SourceSpec
+from tests.data.conftest import Preparation, data_spec, json_lines, texts, write
+
+GOOD = json_lines(texts(20))
+
+
+def _parquet(**columns: list[object]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+# name of the file, its bytes as they lie on disk, reason, what the message says, the field
+DOCUMENTS: dict[str, tuple[str, bytes, str, str, str]] = {
+    "binary text": ("a.txt", b"\x89PNG\0\0rest of it", "binary", "a.txt: binary, not text", "sources/0/path"),
+    "binary lines": ("a.jsonl", GOOD + b"\0\1\2\n", "binary", "a.jsonl:21: binary", "sources/0/path"),
+    "broken UTF-8": (
+        "a.jsonl",
+        GOOD + b'{"text": "caf\xe9 au lait"}\n',
+        "broken_utf8",
+        "a.jsonl:21: not UTF-8: byte 0xe9 at 13",
+        "sources/0/path",
+    ),
+    "half a surrogate pair": ("a.jsonl", GOOD + b'{"text": "\\ud83d"}\n', "broken_utf8", "a.jsonl:21: ", "sources/0/path"),
+    "broken JSON": ("a.jsonl", GOOD + b'{"text": "open\n', "broken_json", "a.jsonl:21: not JSON", "sources/0/path"),
+    "no such field": (
+        "a.jsonl",
+        GOOD + b'{"body": "x", "id": 1}\n',
+        "no_text_field",
+        "a.jsonl:21: no field 'text'; it has body, id",
+        "sources/0/text_field",
+    ),
+    "not an object": ("a.jsonl", GOOD + b"[1]\n", "no_text_field", "a.jsonl:21: no field", "sources/0/text_field"),
+    "a number": ("a.jsonl", GOOD + b'{"text": 7}\n', "not_text", "field 'text' is int, not text", "sources/0/text_field"),
+    "a huge line": (
+        "a.jsonl",
+        GOOD + json_lines(["x" * 5000]) + json_lines(texts(3, seed=9)),
+        "oversized",
+        "a.jsonl:21: a document larger than max_document_bytes (4,096)",
+        "max_document_bytes",
+    ),
+    "a huge text": ("a.txt", b"word " * 1000, "oversized", "a.txt: a document larger than", "max_document_bytes"),
+    "gzip cut short": (
+        "a.jsonl.gz",
+        gzip.compress(GOOD, mtime=0)[:-9],
+        "broken_compression",
+        "a.jsonl.gz: cannot be decompressed after line",
+        "sources/0/path",
+    ),
+    "not gzip": ("a.jsonl.gz", GOOD, "broken_compression", "cannot be decompressed after line 0", "sources/0/path"),
+    "zstd cut short": (
+        "a.jsonl.zst",
+        zstandard.compress(GOOD)[:-9],
+        "broken_compression",
+        "a.jsonl.zst: cannot be decompressed after line",
+        "sources/0/path",
+    ),
+    "no such column": (
+        "a.parquet",
+        _parquet(body=["some text"]),
+        "no_text_field",
+        "a.parquet: no column 'text'; it has body",
+        "sources/0/text_field",
+    ),
+    "a null": ("a.parquet", _parquet(text=[*texts(3), None]), "not_text", "a.parquet:row 4: field", "sources/0/text_field"),
+    "not Parquet": ("a.parquet", b"PAR1 is only its start", "broken_parquet", "a.parquet: not Parquet", "sources/0/path"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "reason", "message", "field"), DOCUMENTS.values(), ids=DOCUMENTS)
+def test_a_bad_document_stops_the_work_or_is_counted(
+    name: str, content: bytes, reason: str, message: str, field: str, tmp_path: Path, preparation: Preparation
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    other = write(tmp_path / "good.jsonl", json_lines(texts(30, seed=5)))
+    sources = (str(path), other)
+    with pytest.raises(DocumentError) as raised:
+        preparation(data_spec(*sources, max_document_bytes=4096))
+    assert message in raised.value.detail
+    assert raised.value.pointer == f"/data_pipeline/{field}"
+
+    manifest = preparation(data_spec(*sources, max_document_bytes=4096, on_bad_document="drop")).manifest
+    assert manifest.drops[reason] == 1
+    assert manifest.documents("train") + manifest.documents("held_out") >= 30
+
+
+SOURCES: dict[str, tuple[Callable[[Path], str], str]] = {
+    "does not exist": (lambda d: str(d / "none.jsonl"), "none.jsonl does not exist"),
+    "matches nothing": (lambda d: str(d / "*.jsonl"), "no file matches"),
+    "empty": (lambda d: write(d / "a.txt", b""), "a.txt is empty"),
+    "only empty files": (lambda d: (write(d / "a.txt", b""), write(d / "b.txt", b""), str(d / "*.txt"))[-1], "is empty"),
+    "a folder": (lambda d: str(d), "is a folder; name its files"),
+    "no known format": (lambda d: write(d / "a.docx", b"text"), "a.docx: its format is not known; use one of .txt"),
+    "no known place": (lambda d: "nowhere://bucket/a.txt", "nowhere"),
+    "no such part of Python": (lambda d: "stdlib:poems", "stdlib:poems is not one of stdlib:prose, stdlib:code"),
+}
+
+
+@pytest.mark.parametrize(("path", "message"), SOURCES.values(), ids=SOURCES)
+def test_a_source_that_cannot_be_read_is_named(
+    path: Callable[[Path], str], message: str, tmp_path: Path, preparation: Preparation
+) -> None:
+    good = write(tmp_path / "elsewhere" / "good.jsonl", GOOD)
+    with pytest.raises(SourceError) as raised:
+        preparation(data_spec(good, SourceSpec(path=path(tmp_path)), on_bad_document="drop"))
+    assert message in raised.value.detail
+    assert raised.value.pointer == "/data_pipeline/sources/1/path"
+
+
+NOT_ENOUGH: dict[str, tuple[bytes, str]] = {
+    "one document": (json_lines(texts(1)), "only one document is left"),
+    "the same again": (json_lines(texts(1) * 5), "only one document is left (5 read; left out: 4 duplicate)"),
+    "all too short": (json_lines(["a", "b"]), "no document is left of en/web (2 read; left out: 2 too_short)"),
+    "blank lines": (b"\n\n\n", "no document is left of en/web (0 read)"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), NOT_ENOUGH.values(), ids=NOT_ENOUGH)
+def test_too_little_text_says_what_became_of_it(
+    content: bytes, message: str, tmp_path: Path, preparation: Preparation
+) -> None:
+    with pytest.raises(NotEnoughData) as raised:
+        preparation(data_spec(write(tmp_path / "a.jsonl", content)))
+    assert message in raised.value.detail
+    assert raised.value.pointer == "/data_pipeline/sources/0/path"
+
+
+def test_fewer_rows_than_one_batch(tmp_path: Path, preparation: Preparation) -> None:
+    manifest = preparation(data_spec(write(tmp_path / "a.jsonl", GOOD))).manifest
+    require_rows(manifest, manifest.rows("train"))
+    with pytest.raises(NotEnoughData, match="fewer than one global batch of") as raised:
+        require_rows(manifest, manifest.rows("train") + 1)
+    assert raised.value.pointer == "/training/global_batch_size"
+
+
+TOKENIZERS: dict[str, tuple[dict[str, object], str, str]] = {
+    "missing": ({"path": "/no/such.model"}, "/no/such.model cannot be read", "/tokenizer/path"),
+    "not one": ({"path": __file__}, "is not a SentencePiece model", "/tokenizer/path"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message", "pointer"), TOKENIZERS.values(), ids=TOKENIZERS)
+def test_a_tokenizer_that_cannot_be_used(
+    settings: dict[str, object], message: str, pointer: str, tmp_path: Path, preparation: Preparation
+) -> None:
+    with pytest.raises(MantaError, match=message) as raised:
+        preparation(data_spec(write(tmp_path / "a.jsonl", GOOD)), **settings)
+    assert raised.value.pointer == pointer
+
+
+def test_more_characters_than_pieces(tmp_path: Path, preparation: Preparation) -> None:
+    every = ["".join(chr(0x4E00 + (i * 61 + j) % 6000) for j in range(60)) for i in range(200)]
+    spec = data_spec(write(tmp_path / "a.jsonl", json_lines(every)))
+    with pytest.raises(SourceError, match="no tokenizer of 300 pieces") as raised:
+        preparation(spec)
+    assert raised.value.pointer == "/tokenizer/vocab_size"
+
+
+def test_one_document_of_50_mb_is_refused_by_default(tmp_path: Path, preparation: Preparation) -> None:
+    path = write(tmp_path / "a.jsonl.gz", GOOD + json_lines(["x" * 50_000_000]) + json_lines(texts(5, seed=2)))
+    with pytest.raises(DocumentError, match="a.jsonl.gz:21: a document larger than"):
+        preparation(data_spec(path))
+    manifest = preparation(data_spec(path, on_bad_document="drop")).manifest
+    assert manifest.drops == {"oversized": 1}
+    assert manifest.documents_read == 26
