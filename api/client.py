@@ -10,8 +10,8 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
-from api.errors import FieldProblem
 from api.logs import LogLine
+from api.problem import FieldProblem
 from api.settings import Settings
 from data.errors import MantaError
 from service.views import AttemptView, CheckpointView, EventView, JobView, MetricView, Page, WorkerView

@@ -13,32 +13,11 @@ from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
+from api.problem import MEDIA_TYPE, FieldProblem, Problem
 from data.errors import MantaError
 
 log = logging.getLogger(__name__)
-MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 5
-
-
-class FieldProblem(BaseModel):
-    """One field at fault: ``pointer`` is a JSON pointer into the request body, or ``parameter`` names a query or header."""
-
-    pointer: str | None = None
-    parameter: str | None = None
-    detail: str
-    suggestion: str | None = None
-    """The name that was probably meant."""
-
-
-class Problem(BaseModel):
-    """RFC 9457, with a stable ``code`` for programs."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    errors: list[FieldProblem] = []
 
 
 class ProblemResponse(JSONResponse):
@@ -82,6 +61,7 @@ def install(app: FastAPI) -> None:
     def of_http(request: Request, error: HTTPException) -> ProblemResponse:
         known = {
             404: ("not_found", f"there is nothing at {request.url.path}"),
+            413: ("body_too_large", str(error.detail)),
             405: ("method_not_allowed", f"{request.method} is not possible at {request.url.path}"),
         }
         code, detail = known.get(error.status_code, (HTTPStatus(error.status_code).name.lower(), str(error.detail)))

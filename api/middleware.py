@@ -49,9 +49,18 @@ class RequestMetrics:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "unknown")
+                route = _template(scope)
                 self._requests.labels(scope["method"], route, message["status"]).inc()
                 self._seconds.labels(scope["method"], route).observe(time.perf_counter() - began)
             await send(message)
 
         await self._app(scope, receive, counted)
+
+
+def _template(scope: Scope) -> str:
+    """The request's path with its parameters' names for their values; ``unknown`` where no route has matched."""
+    if "endpoint" not in scope:
+        return "unknown"
+    names = {str(value): f"{{{name}}}" for name, value in scope.get("path_params", {}).items()}
+    segments = (segment.partition(":") for segment in scope["path"].split("/"))
+    return "/".join(names.get(head, head) + colon + tail for head, colon, tail in segments)

@@ -15,7 +15,7 @@ from fastapi.sse import ServerSentEvent
 from api.logs import Position, read
 from service.jobs import Jobs
 from service.states import FINAL
-from service.store import Change
+from service.store import Change, JobNotFound
 from service.views import EventView, MetricView, View
 
 POLL_SECONDS = 1.0
@@ -24,6 +24,9 @@ LOG_POLL_SECONDS = 0.25
 """Workers append to their logs without telling anybody."""
 BATCH = 500
 RETRY_MILLISECONDS = 1000
+DELETED = "deleted"
+"""What the ``end`` event says of a job that was deleted meanwhile."""
+ENDED = FINAL | {DELETED}
 
 
 class Changes:
@@ -74,19 +77,19 @@ async def rows(
     fetch: Callable[[int, int], Sequence[EventView | MetricView]],
     name: str,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Rows with ids above ``after``, oldest first, as they come. ``fetch(after, limit)`` reads them; events are called ``name``."""
+    """Rows with ids above ``after``, oldest first, as they come; ``fetch(after, limit)`` reads them."""
     yield ServerSentEvent(retry=RETRY_MILLISECONDS, comment=name)
     with changes.watch(job_id) as changed:
         while not changes.closed:
             changed.clear()
             # The state before the rows: what led to a final state was written with it or earlier.
-            job = await to_thread.run_sync(jobs.get, job_id)
-            while batch := await to_thread.run_sync(fetch, after, BATCH):
+            state = await to_thread.run_sync(_state, jobs, job_id)
+            while state != DELETED and (batch := await to_thread.run_sync(fetch, after, BATCH)):
                 for row in batch:
                     after = row.id
                     yield ServerSentEvent(data=row, event=name, id=str(after))
-            if job.state in FINAL:
-                yield _end(job.state)
+            if state in ENDED:
+                yield _end(state)
                 return
             await _wait(changed, POLL_SECONDS)
 
@@ -97,7 +100,11 @@ async def snapshots(changes: Changes, jobs: Jobs, job_id: str) -> AsyncIterator[
     with changes.watch(job_id) as changed:
         while not changes.closed:
             changed.clear()
-            job = await to_thread.run_sync(jobs.get, job_id)
+            try:
+                job = await to_thread.run_sync(jobs.get, job_id)
+            except JobNotFound:
+                yield _end(DELETED)
+                return
             if job != sent:
                 yield ServerSentEvent(data=job, event="job", retry=RETRY_MILLISECONDS)
                 sent = job
@@ -116,16 +123,23 @@ async def logs(
     with changes.watch(job_id) as changed:
         while not changes.closed:
             changed.clear()
-            job = await to_thread.run_sync(jobs.get, job_id)
-            final = job.state in FINAL
+            state = await to_thread.run_sync(_state, jobs, job_id)
+            final = state in ENDED
             look = partial(read, directory, rank=rank, attempt=attempt, final=final, limit=BATCH)
             while lines := await to_thread.run_sync(look, position):
                 for position, line in lines:
                     yield ServerSentEvent(data=line, event="log", id=str(position))
             if final or not follow:
-                yield _end(job.state)
+                yield _end(state)
                 return
             await _wait(changed, LOG_POLL_SECONDS)
+
+
+def _state(jobs: Jobs, job_id: str) -> str:
+    try:
+        return jobs.get(job_id).state
+    except JobNotFound:
+        return DELETED
 
 
 def _end(state: str) -> ServerSentEvent:

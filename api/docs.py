@@ -1,0 +1,83 @@
+"""What OpenAPI says beyond the signatures: the job spec in YAML or JSON with examples, and errors as problems."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from api.problem import MEDIA_TYPE, Problem
+from service.spec import JOB_SPEC
+
+SPEC_NAME = "JobSpec"
+_REF = "#/components/schemas/{model}"
+_QUICK = {
+    "name": "quickstart",
+    "data_pipeline": {"sources": [{"path": "stdlib:prose", "weight": 0.5}, {"path": "stdlib:code", "weight": 0.5}]},
+    "training": {"tokens": 650_000, "global_batch_size": 32},
+    "parallel_strategy": {"data_parallel": 2},
+}
+_QUICK_YAML = """\
+name: quickstart
+data_pipeline:
+  sources:
+    - {path: stdlib:prose, weight: 0.5}
+    - {path: stdlib:code, weight: 0.5}
+training: {tokens: 650_000, global_batch_size: 32}
+parallel_strategy: {data_parallel: 2}
+"""
+_MEANINGS = {
+    400: "The request cannot be understood",
+    401: "No bearer token, or a wrong one",
+    403: "A page of another site asks",
+    404: "There is no such job",
+    409: "Not in the state that it is in",
+    413: "The body is too large",
+    422: "A field, parameter or header is wrong; `errors` has one entry each",
+    429: "Too many unfinished jobs",
+    503: "The store or the cluster does not answer",
+}
+
+SPEC_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/yaml": {
+                "schema": {"$ref": _REF.format(model=SPEC_NAME)},
+                "examples": {"quickstart": {"summary": "Train on what every Python has", "value": _QUICK_YAML}},
+            },
+            "application/json": {
+                "schema": {"$ref": _REF.format(model=SPEC_NAME)},
+                "examples": {
+                    "quickstart": {"summary": "Train on what every Python has", "value": _QUICK},
+                    "data": {"summary": "Prepare data and stop", "value": {"kind": "data", "name": "corpus"}},
+                },
+            },
+        },
+    }
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """``responses=`` of a route that may answer with these problems."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="Problem")}}}
+    return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Give ``app`` its OpenAPI document, made at the first request for it."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            for name, schema in ((SPEC_NAME, JOB_SPEC.json_schema(ref_template=_REF)), ("Problem", _problem_schema())):
+                schemas |= schema.pop("$defs", {})
+                schemas[name] = schema
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI documents this as the way to extend it
+
+
+def _problem_schema() -> dict[str, Any]:
+    return Problem.model_json_schema(ref_template=_REF)
