@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from workers.attempt import Desired, Order, Phase, Report, ReportAnswer, ReportBatch, ReportKind, Summary
 
 logger = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # else one line a request
 
 BATCH_REPORTS = 500
 BATCH_SECONDS = 0.25
