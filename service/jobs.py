@@ -143,8 +143,8 @@ class Jobs:
     def count_by_state(self) -> dict[JobState, int]:
         """Every state, also those without a job."""
         with self._store.read() as session:
-            counted = session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all()
-        return dict.fromkeys(JobState, 0) | dict(counted)
+            counted = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
+        return dict.fromkeys(JobState, 0) | {state: number for state, number in counted}
 
     def cancel(self, job_id: str) -> JobView:
         """What has no attempt is cancelled at once, else the attempt is ended first. Cancelling twice is no error."""
