@@ -113,7 +113,7 @@ def wait_ready(
         service = recorded(settings)
         if service is not None and service.pid == process.pid and ready(service.url):
             return service
-        pause(0.1)
+        pause(0.25)
     raise StartFailed(f"the service did not get ready in {READY_SECONDS:.0f} s{log_tail(settings)}")
 
 

@@ -64,7 +64,7 @@ def plan(file: FileArgument, output: Output = Format.TEXT) -> None:
 
     found = planning.make(specfile.read(file))
     show(planning.as_document(found), planning.page(found), output)
-    if found.problems:
+    if not found.runnable:
         raise typer.Exit(Status.BAD_INPUT)
 
 

@@ -79,10 +79,23 @@ def phase_row(phase: PhaseView) -> tuple[RenderableType, ...]:
     bar = ProgressBar(total=max(total, 1) if total is not None else None, completed=done, width=28, pulse=total is None)
     if phase.reused:
         return PHASE_TITLE.get(phase.phase, phase.phase), bar, "[green]reused[/]", "", ""
-    of = count(phase.done) if phase.total is None else f"{count(phase.done)}/{count(phase.total)}"
-    rate = f"{count(phase.rate)} {phase.unit}/s" if phase.rate and not finished else ""
+    speed = "" if finished else speed_of(phase)
     left = "[green]done[/]" if finished else f"{duration(phase.eta_seconds)} left" if phase.eta_seconds is not None else ""
-    return PHASE_TITLE.get(phase.phase, phase.phase), bar, f"{of} {phase.unit}", rate, left
+    return PHASE_TITLE.get(phase.phase, phase.phase), bar, done_of(phase), speed, left
+
+
+def done_of(phase: PhaseView) -> str:
+    """``120/400 documents``, ``1.7 MiB/8.5 MiB``; without a total only what is done."""
+    write = size if phase.unit == "bytes" else count
+    of = write(phase.done) if phase.total is None else f"{write(phase.done)}/{write(phase.total)}"
+    return of if phase.unit == "bytes" else f"{of} {phase.unit}"
+
+
+def speed_of(phase: PhaseView) -> str:
+    """``2.4 steps/s``, ``310 KiB/s``; empty while it is not known, or where there is only one of it."""
+    if not phase.rate or phase.total == 1:
+        return ""
+    return f"{size(phase.rate)}/s" if phase.unit == "bytes" else f"{count(phase.rate)} {phase.unit}/s"
 
 
 def phases_table(progress: Sequence[PhaseView]) -> Table:

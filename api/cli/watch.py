@@ -10,8 +10,8 @@ from rich.text import Text
 
 from api.cli.console import Status
 from api.cli.feed import Update
-from api.cli.pages import PHASE_TITLE, phases_table, state_text
-from api.cli.text import clock, count, duration
+from api.cli.pages import PHASE_TITLE, done_of, phases_table, speed_of, state_text
+from api.cli.text import clock, duration
 from service.spec import JOB_SPEC
 from service.states import JobState
 from service.views import EventView, JobView, PhaseView
@@ -123,10 +123,9 @@ class PlainLines:
         title = PHASE_TITLE.get(phase.phase, phase.phase)
         if phase.reused:
             return f"{title}: reused"
-        of = count(phase.done) if phase.total is None else f"{count(phase.done)}/{count(phase.total)}"
-        line = f"{title}: {of} {phase.unit}"
-        if phase.rate:
-            line += f", {count(phase.rate)} {phase.unit}/s"
+        line = f"{title}: {done_of(phase)}"
+        if speed := speed_of(phase):
+            line += f", {speed}"
         if phase.eta_seconds:
             line += f", {duration(phase.eta_seconds)} left"
         if phase.phase == "training" and screen.figures():

@@ -60,7 +60,7 @@ def job() -> Callable[..., JobView]:
 @pytest.fixture
 def phase() -> Callable[..., PhaseView]:
     def build(name: str, done: int = 0, total: int | None = None, **changes: Any) -> PhaseView:
-        unit = {"documents": "documents", "tokenizer": "steps", "shards": "shards", "training": "steps"}[name]
+        unit = {"documents": "bytes", "tokenizer": "model", "shards": "documents", "training": "steps"}[name]
         values = {"phase": name, "done": done, "total": total, "unit": unit, "reused": False, "rate": None, "eta_seconds": None}
         return PhaseView.model_validate(values | changes)
 

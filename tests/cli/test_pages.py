@@ -70,16 +70,18 @@ def test_the_list_says_why_a_job_waits(
 
 def test_every_phase_shows_how_far_it_is(phase: Callable[..., PhaseView], text: Callable[..., str]) -> None:
     progress = [
-        phase("documents", 900, 900),
-        phase("tokenizer", 3, None),
+        phase("documents", 2048, 8192, rate=512.0),
+        phase("tokenizer", 0, 1, rate=0.4),
+        phase("shards", 300, None, rate=100.0),
         phase("shards", reused=True),
         phase("training", 20, 80, rate=1.5, eta_seconds=40.0),
     ]
     rows = [line.split() for line in text(pages.phases_table(progress)).splitlines()]
     plain = [[word for word in row if not set(word) <= set("━╸╺ ")] for row in rows]
     assert plain == [
-        ["Documents", "900/900", "documents", "done"],
-        ["Tokenizer", "3", "steps"],
+        ["Documents", "2.0", "KiB/8.0", "KiB", "512", "B/s"],
+        ["Tokenizer", "0/1", "model"],
+        ["Packed", "shards", "300", "documents", "100", "documents/s"],
         ["Packed", "shards", "reused"],
         ["Training", "20/80", "steps", "1.5", "steps/s", "40", "s", "left"],
     ]
