@@ -19,7 +19,7 @@ from workers.mesh import Membership
 
 ROOT = str(Path(__file__).parents[2])
 TIMEOUT_SECONDS = 120
-WORDS = "the a cat dog bird sees hears likes follows old young red green house tree and or when because runs".split()
+WORDS = ["the", "a", "cat", "dog", "bird", "sees", "hears", "likes", "old", "red", "green", "house", "and", "when", "because"]
 
 
 @pytest.fixture(scope="session")

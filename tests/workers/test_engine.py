@@ -1,0 +1,127 @@
+"""One optimizer step: what it weighs, what it agrees on, what it refuses."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.dataset import Batch
+from tests.workers.tiny import VOCAB, rows, run_steps, steps, tiny_spec
+from workers.engine import Engine, TrainingDiverged
+from workers.mesh import Membership, deal
+
+ALONE = Membership()
+
+
+def engine(**training: Any) -> Engine:
+    return Engine.build(tiny_spec(**training), ALONE, VOCAB)
+
+
+def joined(batches: list[Batch]) -> Batch:
+    return Batch(
+        np.concatenate([b.tokens for b in batches]),
+        np.concatenate([b.document_ids for b in batches]),
+        np.concatenate([b.positions for b in batches]),
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_lowers_the_loss(precision: str) -> None:
+    losses = [loss for loss, _ in steps(engine(precision=precision, steps=40, learning_rate=1e-2), 0, 40)]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_master_weights_and_moments_are_fp32_in_bf16() -> None:
+    state = engine(precision="bf16").state_dict()
+    assert {t.dtype for t in state["model"].values()} == {torch.float32}
+    assert {t.dtype for pair in state["optimizer"].values() for t in pair.values()} == {torch.float32}
+
+
+def test_accumulated_micro_batches_equal_one_large_one() -> None:
+    small, large = engine(), engine()
+    a = small.train_step(rows(0, 4))
+    b = large.train_step([joined(rows(0, 4))])
+    assert a.targets == b.targets
+    assert (a.loss, a.grad_norm) == pytest.approx((b.loss, b.grad_norm), rel=1e-5)
+    assert torch.equal(a.counts_LE, b.counts_LE)
+    for name, value in small.full_state()["model"].items():
+        torch.testing.assert_close(value, large.full_state()["model"][name], rtol=1e-3, atol=1e-5)
+
+
+def test_loss_is_the_mean_over_targets_not_over_micro_batches() -> None:
+    e = engine()
+    batches = rows(0, 4)
+    targets = [int(b.target_mask.sum()) for b in batches]
+    assert len(set(targets)) > 1
+    losses = [e.evaluate([b]) for b in batches]
+    expected = sum(loss * n for loss, n in zip(losses, targets, strict=True)) / sum(targets)
+    result = e.train_step(batches)
+    assert result.loss == pytest.approx(expected, rel=1e-6)
+    assert result.targets == sum(targets)
+
+
+def test_a_micro_batch_of_padding_weighs_nothing() -> None:
+    plain, padded = engine(), engine()
+    a = plain.train_step(rows(0, 3))
+    b = padded.train_step([*rows(0, 3), None])
+    assert (a.loss, a.grad_norm, a.targets) == (b.loss, b.grad_norm, b.targets)
+    assert torch.equal(a.counts_LE, b.counts_LE)
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    # With an eps this large AdamW's update is proportional to the gradient.
+    recipe = {"eps": 1e3, "learning_rate": 1e2, "weight_decay": 0.0}
+    small, large = engine(clip_grad_norm=1e-2, **recipe), engine(clip_grad_norm=1e9, **recipe)
+    before = small.full_state()["model"]
+    norms = [e.train_step(rows(0, 4)).grad_norm for e in (small, large)]
+    assert norms[0] == norms[1] > 1e-2
+    name = "blocks.0.attention.qkv"
+    moved = [(e.full_state()["model"][name] - before[name]).norm().item() for e in (small, large)]
+    assert moved[0] / moved[1] == pytest.approx(1e-2 / norms[0], rel=0.01)
+
+
+def test_router_bias_follows_the_counts_once_a_step() -> None:
+    e = engine()
+    result = e.train_step(rows(0, 4))
+    rate = e.spec.model.router_bias_update_rate
+    counts = result.counts_LE[0].float()
+    expected = rate * torch.sign(counts.mean() - counts)
+    torch.testing.assert_close(e.model.experts[0].bias, expected - expected.mean())
+    assert result.counts_LE.sum(1).tolist() == [sum(int((b.document_ids >= 0).sum()) for b in rows(0, 4)) * 2] * 2
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_is_not_applied() -> None:
+    e = engine()
+    steps(e, 0, 2)
+    before = e.full_state()
+    with torch.no_grad():
+        e.model.norm.weight[0] = float("nan")
+    with pytest.raises(TrainingDiverged, match="step 3: the loss is nan"):
+        steps(e, 2, 3)
+    assert e.step == 2
+    torch.testing.assert_close(e.full_state()["model"]["embedding"], before["model"]["embedding"], rtol=0, atol=0)
+
+
+def test_state_handed_over_goes_on_exactly() -> None:
+    spec = tiny_spec()
+    whole, _ = run_steps(ALONE, spec, 0, 6, None)
+    first, state = run_steps(ALONE, spec, 0, 3, None)
+    second, _ = run_steps(ALONE, spec, 3, 6, state)
+    assert first + second == whole
+
+
+def test_one_token_context_is_a_model_that_sees_one_token() -> None:
+    e = engine()
+    batch = rows(0, 1)[0]
+    tokens = torch.from_numpy(batch.tokens).long()
+    mask = torch.from_numpy(batch.target_mask)
+    alone = e.logits(tokens[0, :-1, None])[:, 0]
+    losses = torch.nn.functional.cross_entropy(alone, tokens[0, 1:], reduction="none")
+    assert e.evaluate([batch], one_token_context=True) == pytest.approx(losses[mask[0]].mean().item(), rel=1e-5)
+
+
+def test_an_ordered_list_is_dealt_in_contiguous_slices_of_equal_length() -> None:
+    assert [deal("abcd", rank, 2) for rank in range(2)] == [["a", "b"], ["c", "d"]]
+    assert [deal("abc", rank, 2) for rank in range(2)] == [["a", "b"], ["c", None]]
+    assert [deal("ab", rank, 4) for rank in range(4)] == [["a"], ["b"], [None], [None]]

@@ -1,0 +1,131 @@
+"""Two processes: the same run as one, again and again, without torch's default group."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from tests.workers.conftest import GlooPool
+from tests.workers.tiny import VOCAB, fail_at, rows, run_steps, run_training, steps, tiny_spec
+from workers.attempt import Desired
+from workers.engine import Engine, TrainingDiverged
+from workers.mesh import Membership, Mesh, deal
+from workers.spec import TrainSpec
+
+pytestmark = pytest.mark.gloo
+
+TOLERANCE = 1e-4
+"""Relative difference of losses and norms between meshes after six steps in fp32: only the order of sums differs."""
+
+
+@pytest.mark.parametrize("micro_batches", [4, 3], ids=["even", "one rank has a micro-batch less"])
+def test_two_ranks_train_as_one(gloo_pool: GlooPool, micro_batches: int) -> None:
+    spec = tiny_spec()
+    (two, state), (same, _) = gloo_pool.run(run_steps, spec, 0, 6, None, micro_batches)
+    one, expected = run_steps(Membership(), spec, 0, 6, None, micro_batches)
+    assert two == same, "every rank knows the same figures"
+    for a, b in zip(two, one, strict=True):
+        assert a == pytest.approx(b, rel=TOLERANCE)
+    for name, value in state["model"].items():
+        torch.testing.assert_close(value, expected["model"][name], rtol=1e-2, atol=2e-4)
+
+
+def test_the_same_mesh_gives_the_same_bits(gloo_pool: GlooPool) -> None:
+    assert gloo_pool.run(run_steps, tiny_spec(), 0, 4, None)[0][0] == gloo_pool.run(run_steps, tiny_spec(), 0, 4, None)[0][0]
+
+
+def test_two_ranks_then_one_then_two_in_surviving_processes(gloo_pool: GlooPool) -> None:
+    spec = tiny_spec()
+    (first, state), _ = gloo_pool.run(run_steps, spec, 0, 2, None)
+    ((second, state),) = gloo_pool.run(run_steps, spec, 2, 4, state, world_size=1)
+    (third, _), _ = gloo_pool.run(run_steps, spec, 4, 6, state)
+    straight, _ = run_steps(Membership(), spec, 0, 6, None)
+    for a, b in zip(first + second + third, straight, strict=True):
+        assert a == pytest.approx(b, rel=TOLERANCE)
+
+
+def test_bf16_on_two_ranks_stays_near_one(gloo_pool: GlooPool) -> None:
+    spec = tiny_spec(precision="bf16")
+    (two, state), _ = gloo_pool.run(run_steps, spec, 0, 6, None)
+    one, _ = run_steps(Membership(), spec, 0, 6, None)
+    assert [loss for loss, _ in two] == pytest.approx([loss for loss, _ in one], rel=5e-3)
+    assert {value.dtype for value in state["model"].values()} == {torch.float32}
+
+
+def diverge(member: Membership, spec: TrainSpec) -> str:
+    """NaN on rank 1 alone: both ranks must learn of it in the same step."""
+    engine = Engine.build(spec, member, VOCAB)
+    steps(engine, 0, 1)
+    mine = deal(rows(1, 4), member.rank, member.world_size)
+    if member.rank == 1:
+        with torch.no_grad():
+            for block in engine.model.blocks:
+                block.attention_norm.weight.to_local().fill_(float("nan"))
+    try:
+        engine.train_step(mine)
+    except TrainingDiverged as error:
+        return error.detail
+    finally:
+        engine.teardown()
+    return "nothing was raised"
+
+
+def test_divergence_on_one_rank_stops_all_and_names_the_step(gloo_pool: GlooPool) -> None:
+    assert all(detail.startswith("step 2: the loss is nan") for detail in gloo_pool.run(diverge, tiny_spec()))
+
+
+def test_train_on_two_ranks_dies_and_goes_on_exactly(gloo_pool: GlooPool, tiny_data: Path, tmp_path: Path) -> None:
+    (outcome, whole), _ = gloo_pool.run(run_training, tiny_spec(), tiny_data, tmp_path / "whole")
+    gloo_pool.run(train_until_fault, tiny_spec(), tiny_data, tmp_path / "broken", 4)
+    (again, rest), _ = gloo_pool.run(run_training, tiny_spec(), tiny_data, tmp_path / "broken")
+    assert rest.beats[0] == 3
+    assert rest.losses == {step: loss for step, loss in whole.losses.items() if step >= 3}
+    assert (again.summary.eval_loss, again.summary.samples) == (outcome.summary.eval_loss, outcome.summary.samples)
+
+
+def train_until_fault(member: Membership, spec: TrainSpec, data: Path, directory: Path, step: int) -> None:
+    """Both ranks fail before ``step``: a lone survivor would wait for its collective's timeout."""
+    with pytest.raises(Exception, match=f"rank {member.rank} at step {step}"):
+        run_training(member, spec, data, directory, hooks=fail_at(member.rank, step, member))
+
+
+def test_a_checkpoint_of_two_ranks_is_resumed_by_one(gloo_pool: GlooPool, tiny_data: Path, tmp_path: Path) -> None:
+    (_, whole), _ = gloo_pool.run(run_training, tiny_spec(), tiny_data, tmp_path / "whole")
+    gloo_pool.run(run_training, tiny_spec(), tiny_data, tmp_path / "paused", {2: Desired.PAUSED})
+    outcome, rest = run_training(Membership(generation=99), tiny_spec(), tiny_data, tmp_path / "paused")
+    assert outcome.kind == "succeeded"
+    assert list(rest.losses) == [4, 5, 6]
+    for step, loss in rest.losses.items():
+        assert loss == pytest.approx(whole.losses[step], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(("wish", "kind"), [(Desired.PAUSED, "paused"), (Desired.CANCELLED, "cancelled")])
+def test_rank_0_hears_the_wish_and_both_stop_at_one_step(
+    gloo_pool: GlooPool, tiny_data: Path, tmp_path: Path, wish: Desired, kind: str
+) -> None:
+    answers = gloo_pool.run(stop_when_rank_0_hears, tiny_spec(), tiny_data, tmp_path, wish)
+    assert answers == [(kind, 3), (kind, 3)]
+
+
+def stop_when_rank_0_hears(member: Membership, spec: TrainSpec, data: Path, directory: Path, wish: Desired) -> tuple[str, int]:
+    outcome, _ = run_training(member, spec, data, directory, {2: wish} if member.rank == 0 else {})
+    return outcome.kind, outcome.step
+
+
+def form_and_gather(member: Membership) -> tuple[bool, list[int], list[float]]:
+    mesh = Mesh.form(member, use_gpu=False)
+    assert mesh.group is not None
+    assert mesh.workers is not None
+    ranks = [torch.zeros(1) for _ in range(member.world_size)]
+    dist.all_gather(ranks, torch.tensor([float(member.rank)]), group=mesh.group)
+    coordinate = mesh.workers.get_coordinate()
+    assert coordinate is not None
+    mesh.dissolve()
+    return dist.is_initialized(), list(coordinate), [float(r) for r in ranks]
+
+
+def test_private_interfaces_make_groups_and_meshes_without_a_default_group(gloo_pool: GlooPool) -> None:
+    """``workers.compat_torch`` is all of the private torch that the engine stands on."""
+    for _ in range(2):
+        assert gloo_pool.run(form_and_gather) == [(False, [0], [0.0, 1.0]), (False, [1], [0.0, 1.0])]

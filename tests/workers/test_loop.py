@@ -1,0 +1,97 @@
+"""The train loop alone: resuming, stopping, reporting."""
+
+from pathlib import Path
+
+import pytest
+
+from data.errors import NotEnoughData, ShardError
+from tests.workers.tiny import InjectedFault, fail_at, run_training, tiny_spec
+from workers.attempt import Desired
+from workers.loop import prefetch
+from workers.mesh import Membership
+
+ALONE = Membership()
+
+
+def test_a_run_reports_every_step_and_a_summary(tiny_data: Path, tmp_path: Path) -> None:
+    outcome, recorder = run_training(ALONE, tiny_spec(eval_interval=4), tiny_data, tmp_path)
+    assert (outcome.kind, outcome.step) == ("succeeded", 6)
+    assert list(recorder.losses) == recorder.beats == [1, 2, 3, 4, 5, 6]
+    assert list(recorder.held_out) == [4, 6]
+    summary = outcome.summary
+    assert summary is not None
+    assert summary == recorder.summary
+    assert (summary.steps, summary.tokens) == (6, 6 * 4 * 32)
+    assert summary.train_loss == recorder.losses[6]
+    assert summary.eval_loss == recorder.held_out[6]
+    assert summary.tokens_per_second > 0
+    assert summary.mfu is not None
+    assert len(summary.samples) == 3
+    assert (Path(summary.checkpoint) / "manifest.json").is_file()
+
+
+def test_a_run_that_died_goes_on_exactly_as_if_it_had_not(tiny_data: Path, tmp_path: Path) -> None:
+    _, whole = run_training(ALONE, tiny_spec(), tiny_data, tmp_path / "whole")
+    with pytest.raises(InjectedFault):
+        run_training(ALONE, tiny_spec(), tiny_data, tmp_path / "broken", hooks=fail_at(0, 4, ALONE))
+    outcome, rest = run_training(Membership(generation=1), tiny_spec(), tiny_data, tmp_path / "broken")
+    assert rest.beats[0] == 3, "the newest checkpoint is of step 2"
+    assert rest.losses == {step: loss for step, loss in whole.losses.items() if step >= 3}
+    assert rest.summary is not None
+    assert whole.summary is not None
+    assert rest.summary.eval_loss == whole.summary.eval_loss
+    assert rest.summary.samples == whole.summary.samples
+    assert outcome.step == 6
+
+
+def test_pause_checkpoints_at_that_step_and_resume_goes_on(tiny_data: Path, tmp_path: Path) -> None:
+    _, whole = run_training(ALONE, tiny_spec(), tiny_data, tmp_path / "whole")
+    paused, first = run_training(ALONE, tiny_spec(), tiny_data, tmp_path / "paused", wishes={2: Desired.PAUSED})
+    assert (paused.kind, paused.step, paused.summary) == ("paused", 3, None)
+    assert (tmp_path / "paused" / "step-00000003" / "manifest.json").is_file()
+    resumed, second = run_training(ALONE, tiny_spec(), tiny_data, tmp_path / "paused")
+    assert resumed.kind == "succeeded"
+    assert first.losses | second.losses == whole.losses
+
+
+def test_cancel_stops_at_the_next_step_boundary(tiny_data: Path, tmp_path: Path) -> None:
+    outcome, recorder = run_training(ALONE, tiny_spec(), tiny_data, tmp_path, wishes={2: Desired.CANCELLED})
+    assert (outcome.kind, outcome.step) == ("cancelled", 3)
+    assert recorder.summary is None
+
+
+def test_a_finished_run_only_evaluates_again(tiny_data: Path, tmp_path: Path) -> None:
+    first, _ = run_training(ALONE, tiny_spec(), tiny_data, tmp_path)
+    again, recorder = run_training(ALONE, tiny_spec(), tiny_data, tmp_path)
+    assert recorder.losses == {}
+    assert first.summary is not None
+    assert again.summary is not None
+    assert again.summary.eval_loss == first.summary.eval_loss
+    assert again.summary.train_loss == first.summary.train_loss
+
+
+def test_a_checkpoint_of_another_order_is_refused(tiny_data: Path, tmp_path: Path) -> None:
+    run_training(ALONE, tiny_spec(), tiny_data, tmp_path)
+    with pytest.raises(ShardError, match="seed 0 then, 5 now"):
+        run_training(ALONE, tiny_spec(seed=5), tiny_data, tmp_path)
+
+
+def test_fewer_rows_than_one_batch_are_named(tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotEnoughData) as caught:
+        run_training(ALONE, tiny_spec(global_batch_size=100_000), tiny_data, tmp_path)
+    assert caught.value.pointer == "/training/global_batch_size"
+
+
+def test_prefetch_keeps_order_and_passes_errors_on() -> None:
+    assert list(prefetch(lambda step: step * 10, range(3, 7))) == [30, 40, 50, 60]
+    assert list(prefetch(lambda step: step, range(5, 5))) == []
+
+    def broken(step: int) -> int:
+        if step == 2:
+            raise ValueError("row 2")
+        return step
+
+    items = prefetch(broken, range(5))
+    assert [next(items), next(items)] == [0, 1]
+    with pytest.raises(ValueError, match="row 2"):
+        next(items)
