@@ -107,7 +107,9 @@ class Manifest(_Record):
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
-            raise ShardError(f"{directory} is not a prepared data set: it has no {FILE_NAME}; delete it to prepare again") from error
+            raise ShardError(
+                f"{directory} is not a prepared data set: it has no {FILE_NAME}; delete it to prepare again"
+            ) from error
         except ValidationError as error:
             raise ShardError(f"{path} is not a manifest of this version: {error.errors()[0]['msg']}") from error
 

@@ -7,6 +7,7 @@ code, a little over a million tokens at a vocabulary of 4096, whatever the versi
 """
 
 import ast
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,12 +35,14 @@ def modules(kind: str) -> list[str]:
     """Paths below ``root()`` that ``kind`` reads, in reading order: deterministic for one version of Python."""
     base = root()
     found: list[tuple[int, str, int]] = []
-    for path in base.rglob("*.py"):
-        name = path.relative_to(base).as_posix()
-        parts = name.split("/")
-        if _SKIPPED.intersection(parts) or parts[0].startswith("config-") or parts[-1].startswith("_sysconfigdata"):
-            continue
-        found.append((xxhash.xxh3_64_intdigest(name.encode()), name, path.stat().st_size))
+    for folder, folders, files in os.walk(base):
+        # Pruned, not filtered: site-packages may hold a hundred times as much.
+        folders[:] = [name for name in folders if name not in _SKIPPED and not name.startswith("config-")]
+        for file in files:
+            if file.endswith(".py") and not file.startswith("_sysconfigdata"):
+                path = Path(folder, file)
+                name = path.relative_to(base).as_posix()
+                found.append((xxhash.xxh3_64_intdigest(name.encode()), name, path.stat().st_size))
     chosen = [TOPICS] if kind == "stdlib:prose" and (base / TOPICS).is_file() else []
     left = SOURCE_BYTES[kind]
     for digest, name, size in sorted(found):

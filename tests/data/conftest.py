@@ -13,7 +13,10 @@ from data.executors import SerialExecutor
 from data.prepare import Prepared, Progress, prepare
 from data.spec import DataSpec, SourceSpec, TokenizerSpec
 
-WORDS = "river stone lantern quiet harbour window thread copper meadow signal winter orchard ledger candle".split()
+WORDS = (
+    *("river", "stone", "lantern", "quiet", "harbour", "window", "thread"),
+    *("copper", "meadow", "signal", "winter", "orchard", "ledger", "candle"),
+)
 
 
 def texts(count: int, seed: int = 0, words: int = 40) -> list[str]:

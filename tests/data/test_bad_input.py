@@ -131,9 +131,7 @@ NOT_ENOUGH: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("content", "message"), NOT_ENOUGH.values(), ids=NOT_ENOUGH)
-def test_too_little_text_says_what_became_of_it(
-    content: bytes, message: str, tmp_path: Path, preparation: Preparation
-) -> None:
+def test_too_little_text_says_what_became_of_it(content: bytes, message: str, tmp_path: Path, preparation: Preparation) -> None:
     with pytest.raises(NotEnoughData) as raised:
         preparation(data_spec(write(tmp_path / "a.jsonl", content)))
     assert message in raised.value.detail
@@ -173,7 +171,7 @@ def test_more_characters_than_pieces(tmp_path: Path, preparation: Preparation) -
 
 def test_one_document_of_50_mb_is_refused_by_default(tmp_path: Path, preparation: Preparation) -> None:
     path = write(tmp_path / "a.jsonl.gz", GOOD + json_lines(["x" * 50_000_000]) + json_lines(texts(5, seed=2)))
-    with pytest.raises(DocumentError, match="a.jsonl.gz:21: a document larger than"):
+    with pytest.raises(DocumentError, match=r"a\.jsonl\.gz:21: a document larger than"):
         preparation(data_spec(path))
     manifest = preparation(data_spec(path, on_bad_document="drop")).manifest
     assert manifest.drops == {"oversized": 1}

@@ -1,0 +1,80 @@
+"""Stages, and the choice of what is kept and held out."""
+
+from collections import Counter
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.documents import Document
+from data.selection import first_of_each, held_out, sample, text_hash
+from data.stages import Length, Normalise, clean
+
+
+def cleaned(*texts: str, minimum: int = 0) -> tuple[list[str], Counter[str]]:
+    drops: Counter[str] = Counter()
+    documents = (Document(text, "", "en", "web") for text in texts)
+    return [d.text for d in clean(documents, [Normalise(), Length(minimum)], drops)], drops
+
+
+def test_text_is_normalised() -> None:
+    assert cleaned("  cafe\u0301\r\nau\x00 lait\ufeff \x07\n") == (["caf\u00e9\nau lait"], {})
+
+
+def test_indentation_inside_a_document_stays() -> None:
+    assert cleaned("def f():\n\treturn  1\n")[0] == ["def f():\n\treturn  1"]
+
+
+def test_every_drop_has_a_reason() -> None:
+    assert cleaned("", " \n ", "short", "long enough", minimum=8) == (["long enough"], {"empty": 2, "too_short": 1})
+
+
+def test_documents_count_as_the_same_whatever_their_case_and_spacing() -> None:
+    assert text_hash("One  Two\nthree") == text_hash("one two three ")
+    assert text_hash("one two") != text_hash("onetwo")
+
+
+def test_the_first_of_equal_documents_is_kept() -> None:
+    assert first_of_each(np.array([5, 3, 5, 9, 3], np.uint64)).tolist() == [True, True, False, True, False]
+
+
+HASHES = st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2)), min_size=1, max_size=50, unique_by=lambda d: d[0])
+
+
+@given(HASHES, st.floats(0.01, 0.49), st.integers(0, 9))
+def test_each_cell_of_two_documents_has_both_sides(documents: list[tuple[int, int]], fraction: float, seed: int) -> None:
+    hashes = np.array([d[0] for d in documents], np.uint64)
+    cells = np.array([d[1] for d in documents])
+    mask = held_out(hashes, cells, fraction, seed)
+    for cell in set(cells.tolist()):
+        inside = mask[cells == cell]
+        assert not inside.all()
+        assert inside.any() == (len(inside) > 1)
+
+
+def test_the_held_out_share_is_about_what_was_asked() -> None:
+    hashes = np.arange(20_000, dtype=np.uint64)
+    assert 0.045 < held_out(hashes, np.zeros(20_000, np.int64), 0.05, 0).mean() < 0.055
+
+
+def test_the_split_of_a_document_does_not_depend_on_the_others() -> None:
+    hashes = np.arange(5000, dtype=np.uint64)
+    cells = np.zeros(5000, np.int64)
+    whole = held_out(hashes, cells, 0.1, 0)
+    assert (held_out(hashes[1000:], cells[1000:], 0.1, 0) == whole[1000:]).all()
+
+
+def test_equal_texts_are_on_one_side() -> None:
+    hashes = np.repeat(np.arange(500, dtype=np.uint64), 2)
+    mask = held_out(hashes, np.zeros(1000, np.int64), 0.1, 0)
+    assert (mask[::2] == mask[1::2]).all()
+
+
+def test_the_tokenizers_sample_follows_the_shares_up_to_the_budget() -> None:
+    hashes = np.arange(2000, dtype=np.uint64)
+    cells = np.repeat([0, 1], 1000)
+    sizes = np.full(2000, 100)
+    chosen = sample(hashes, sizes, cells, [0.8, 0.2], 50_000, 0)
+    assert np.bincount(cells[chosen]).tolist() == [400, 100]
+    assert chosen.tolist() == sorted(chosen)
+    assert sample(hashes, sizes, cells, [0.8, 0.2], 50_000, 1).tolist() != chosen.tolist()

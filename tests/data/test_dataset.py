@@ -1,0 +1,137 @@
+"""Packed rows on disk: what was written is what is read, and what is damaged is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.dataset import Batch, PackedDataset
+from data.errors import ShardError
+from data.manifest import SPLITS, Split
+from data.ngrams import held_out_losses
+from data.shards import Shard, write_shard
+from data.tokenizer import Tokenizer
+from tests.data.conftest import Preparation, data_spec, json_lines, texts, write
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, preparation: Preparation) -> PackedDataset:
+    path = write(tmp_path / "a.jsonl", json_lines(texts(60)))
+    return PackedDataset.open(preparation(data_spec(path, shard_documents=16)).path)
+
+
+def test_rows_hold_tokens_borders_and_positions(tmp_path: Path) -> None:
+    info = write_shard(tmp_path, "a.u32", [[1, 2, 3], [4, 5, 6, 7, 8, 9], [10]], split="train", cell=0, row_length=5)
+    shard = Shard(tmp_path / "a.u32", info, 5)
+    assert shard.tokens_RT.tolist() == [[4, 5, 6, 7, 8], [1, 2, 3, 9, 10]]
+    assert [shard.pieces(row).tolist() for row in range(2)] == [[5], [3, 1, 1]]
+    assert (info.rows, info.pieces, info.tokens, info.documents) == (2, 4, 10, 3)
+
+
+def test_a_batch_has_the_rows_asked_for_in_that_order(dataset: PackedDataset) -> None:
+    last = dataset.num_rows("train") - 1
+    batch = dataset.rows("train", [last, 0, last])
+    assert batch.tokens.shape == batch.document_ids.shape == batch.positions.shape == (3, 32)
+    assert (batch.tokens.dtype, batch.document_ids.dtype, batch.positions.dtype) == (np.uint32, np.int32, np.int32)
+    assert (batch.tokens[0] == batch.tokens[2]).all()
+    assert (batch.tokens[1] == dataset.rows("train", [0]).tokens[0]).all()
+
+
+def test_positions_begin_again_in_every_document(dataset: PackedDataset) -> None:
+    batch = dataset.rows("train", range(dataset.num_rows("train")))
+    starts = np.diff(batch.document_ids, axis=1, prepend=-2) != 0
+    assert (batch.positions[starts] == 0).all()
+    inside = batch.target_mask
+    assert (batch.positions[:, 1:][inside] == batch.positions[:, :-1][inside] + 1).all()
+
+
+def test_targets_never_cross_a_border_or_reach_into_padding() -> None:
+    ids = np.array([[0, 0, 1, 1, -1, -1]], np.int32)
+    assert Batch(ids.astype(np.uint32), ids, ids).target_mask.tolist() == [[True, False, True, False, False]]
+
+
+def test_padding_is_small(dataset: PackedDataset) -> None:
+    batch = dataset.rows("train", range(dataset.num_rows("train")))
+    assert (batch.document_ids >= 0).mean() > 0.9
+    assert (batch.document_ids >= 0).sum() == dataset.manifest.tokens("train")
+
+
+def test_the_documents_can_be_read_back(tmp_path: Path, preparation: Preparation) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines(texts(60)))
+    dataset = PackedDataset.open(preparation(data_spec(path, sequence_length=1024)).path)
+    tokenizer = Tokenizer.load(dataset.tokenizer_path)
+    found = []
+    for split in SPLITS:
+        batch = dataset.rows(split, range(dataset.num_rows(split)))
+        for tokens, ids in zip(batch.tokens, batch.document_ids, strict=True):
+            for document in range(ids.max() + 1):
+                begin, *inner, end = tokens[ids == document].tolist()
+                assert (begin, end) == (tokenizer.bos_id, tokenizer.eos_id)
+                found.append(tokenizer.decode(inner))
+    assert sorted(found) == sorted(texts(60))
+
+
+def test_no_such_row(dataset: PackedDataset) -> None:
+    with pytest.raises(IndexError, match="row -1"):
+        dataset.rows("train", [-1])
+    with pytest.raises(IndexError):
+        dataset.rows("held_out", [dataset.num_rows("held_out")])
+
+
+def test_damage_is_noticed_before_a_row_is_given(dataset: PackedDataset) -> None:
+    shard = dataset.path / dataset.manifest.shards[0].file
+    content = bytearray(shard.read_bytes())
+    content[8] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ShardError, match="does not match its checksum"):
+        PackedDataset.open(dataset.path).rows("train", [0])
+    shard.write_bytes(content[:-4])
+    with pytest.raises(ShardError, match="is torn"):
+        PackedDataset.open(dataset.path).rows("train", [0])
+    shard.unlink()
+    with pytest.raises(ShardError, match="is missing"):
+        PackedDataset.open(dataset.path).rows("train", [0])
+
+
+def test_a_directory_without_manifest_is_no_data_set(dataset: PackedDataset) -> None:
+    (dataset.path / "manifest.json").unlink()
+    with pytest.raises(ShardError, match=r"it has no manifest\.json"):
+        PackedDataset.open(dataset.path)
+
+
+def test_a_manifest_of_another_version_is_refused(dataset: PackedDataset) -> None:
+    (dataset.path / "manifest.json").write_text('{"format": 0}')
+    with pytest.raises(ShardError, match="not a manifest of this version"):
+        PackedDataset.open(dataset.path)
+
+
+def test_a_tokenizer_that_was_swapped_is_refused(dataset: PackedDataset) -> None:
+    dataset.tokenizer_path.write_bytes(b"another")
+    with pytest.raises(ShardError, match=r"tokenizer\.model"):
+        PackedDataset.open(dataset.path)
+
+
+def test_ngram_losses_are_those_counted_by_hand(dataset: PackedDataset) -> None:
+    def pairs(split: Split) -> list[tuple[int, int]]:
+        batch = dataset.rows(split, range(dataset.num_rows(split)))
+        found = []
+        for tokens, ids in zip(batch.tokens.tolist(), batch.document_ids.tolist(), strict=True):
+            found += [(tokens[t], tokens[t + 1]) for t in range(31) if ids[t] == ids[t + 1] >= 0]
+        return found
+
+    train, tested = pairs("train"), pairs("held_out")
+    vocab = dataset.manifest.vocab_size
+    unigram = {w: (sum(b == w for _, b in train) + 1) / (len(train) + vocab) for w in range(vocab)}
+
+    def bigram(h: int, w: int) -> float:
+        after = [b for a, b in train if a == h]
+        kinds = len(set(after))
+        return (after.count(w) + kinds * unigram[w]) / (len(after) + kinds) if after else unigram[w]
+
+    expected = (
+        -sum(np.log(unigram[w]) for _, w in tested) / len(tested),
+        -sum(np.log(bigram(h, w)) for h, w in tested) / len(tested),
+    )
+    assert held_out_losses(dataset) == pytest.approx(expected, abs=1e-6)
+    assert (dataset.manifest.unigram_loss, dataset.manifest.bigram_loss) == held_out_losses(dataset)
+    assert dataset.manifest.bigram_loss < dataset.manifest.unigram_loss

@@ -1,0 +1,221 @@
+"""One spec, one directory, the same bytes: whoever prepares it, how often, and however often it is stopped."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.executors import Executor, SerialExecutor
+from data.files import checksum
+from data.prepare import Prepared, Progress, prepare
+from data.spec import DataSpec, SourceSpec, TokenizerSpec
+from tests.data.conftest import Preparation, data_spec, json_lines, texts, write
+
+TOKENIZER = TokenizerSpec(vocab_size=300)
+
+
+def files(path: Path) -> dict[str, str]:
+    return {str(file.relative_to(path)): checksum(file) for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def prepared_in(root: Path, spec: DataSpec, executor: Executor) -> Prepared:
+    return prepare(spec, TOKENIZER, root, executor, lambda progress: None)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> DataSpec:
+    """Two cells, several files and several shards of each."""
+    for part in range(4):
+        write(tmp_path / "en" / f"{part}.jsonl", json_lines(texts(40, seed=part)))
+        write(tmp_path / "zh" / f"{part}.jsonl.gz", json_lines([f"第{part}回 {text}" for text in texts(25, seed=part + 9)]))
+    return data_spec(
+        SourceSpec(path=str(tmp_path / "en" / "*.jsonl"), weight=0.7),
+        SourceSpec(path=str(tmp_path / "zh" / "*.jsonl.gz"), language="zh", domain="stories", weight=0.3),
+        shard_documents=30,
+        held_out_fraction=0.1,
+    )
+
+
+def test_the_manifest_tells_what_is_in_each_cell(spec: DataSpec, preparation: Preparation) -> None:
+    manifest = preparation(spec).manifest
+    assert [(cell.name, cell.weight) for cell in manifest.cells] == [("en/web", 0.7), ("zh/stories", 0.3)]
+    assert [cell.train.documents + cell.held_out.documents for cell in manifest.cells] == [160, 100]
+    assert manifest.cell_rows("train")[1].start == manifest.cells[0].train.rows
+    assert sum(cell.train.rows for cell in manifest.cells) == manifest.rows("train")
+    assert (manifest.input_files, manifest.documents_read, manifest.drops) == (8, 260, {})
+    assert len(manifest.shards) >= 8
+
+
+def test_progress_counts_up_to_the_whole_of_each_phase(spec: DataSpec, preparation: Preparation) -> None:
+    steps: list[Progress] = []
+    preparation(spec, steps)
+    assert list(dict.fromkeys(step.phase for step in steps)) == ["documents", "tokenizer", "shards"]
+    for phase in ("documents", "tokenizer", "shards"):
+        done = [step.done for step in steps if step.phase == phase]
+        assert done == sorted(done)
+        assert done[0] == 0
+        assert done[-1] == next(step.total for step in steps if step.phase == phase)
+    assert not any(step.reused for step in steps)
+
+
+def test_a_second_preparation_uses_the_first(spec: DataSpec, preparation: Preparation) -> None:
+    first = preparation(spec)
+    steps: list[Progress] = []
+    second = preparation(spec, steps)
+    assert (first.reused, second.reused) == (False, True)
+    assert (first.path, first.manifest) == (second.path, second.manifest)
+    assert [(step.phase, step.reused, step.done == step.total) for step in steps] == [
+        ("documents", True, True),
+        ("tokenizer", True, True),
+        ("shards", True, True),
+    ]
+
+
+def _changed_content(spec: DataSpec, folder: Path) -> DataSpec:
+    write(folder / "en" / "0.jsonl", json_lines(texts(40, seed=77)))
+    return spec
+
+
+def _another_file(spec: DataSpec, folder: Path) -> DataSpec:
+    write(folder / "en" / "9.jsonl", json_lines(texts(4, seed=78)))
+    return spec
+
+
+CHANGES: dict[str, Callable[[DataSpec, Path], DataSpec]] = {
+    "content of a file": _changed_content,
+    "one more file": _another_file,
+    "sequence length": lambda spec, _: spec.model_copy(update={"sequence_length": 64}),
+    "seed": lambda spec, _: spec.model_copy(update={"seed": 1}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_another_input_is_another_data_set(
+    change: Callable[[DataSpec, Path], DataSpec], spec: DataSpec, tmp_path: Path, preparation: Preparation
+) -> None:
+    first = preparation(spec)
+    second = preparation(change(spec, tmp_path))
+    assert not second.reused
+    assert first.path != second.path
+
+
+class StopAfter:
+    """Carries out some tasks, then dies."""
+
+    def __init__(self, tasks: int) -> None:
+        self.left = tasks
+        self.done: list[Any] = []
+
+    def map(self, fn: Callable[[Any], Any], shards: Sequence[Any]) -> Iterator[Any]:
+        for task in shards:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.done.append(fn(task))
+            yield self.done[-1]
+
+
+class Backwards:
+    """Carries out tasks in another order."""
+
+    def map(self, fn: Callable[[Any], Any], shards: Sequence[Any]) -> Iterator[Any]:
+        return map(fn, reversed(shards))
+
+
+@pytest.mark.parametrize("tasks", [0, 1, 2, 5])
+def test_a_stopped_preparation_leaves_no_data_set_and_is_finished_by_the_next(
+    tasks: int, spec: DataSpec, tmp_path: Path
+) -> None:
+    whole = prepared_in(tmp_path / "whole", spec, SerialExecutor())
+    with pytest.raises(KeyboardInterrupt):
+        prepared_in(tmp_path / "stopped", spec, StopAfter(tasks))
+    assert not (tmp_path / "stopped" / whole.path.name).exists()
+    again = prepared_in(tmp_path / "stopped", spec, SerialExecutor())
+    assert not again.reused
+    assert files(again.path) == files(whole.path)
+    assert [path.name for path in again.path.parent.iterdir() if not path.name.startswith(".")] == [again.path.name]
+
+
+def test_what_was_done_before_a_stop_is_not_done_again(spec: DataSpec, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        prepared_in(tmp_path / "a", spec, StopAfter(1))
+    [part] = (tmp_path / "a").glob("*/scratch/documents-*.arrow")
+    before = part.stat().st_mtime_ns
+    with pytest.raises(KeyboardInterrupt):
+        prepared_in(tmp_path / "a", spec, StopAfter(2))
+    assert part.stat().st_mtime_ns == before
+
+
+def test_the_order_of_work_does_not_matter(spec: DataSpec, tmp_path: Path) -> None:
+    one, other = (prepared_in(tmp_path / name, spec, e) for name, e in (("a", SerialExecutor()), ("b", Backwards())))
+    assert files(one.path) == files(other.path)
+
+
+def test_of_two_at_once_one_prepares_and_the_other_uses_it(spec: DataSpec, tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from data.executors import SerialExecutor
+from data.prepare import prepare
+from data.spec import DataSpec, TokenizerSpec
+spec = DataSpec.model_validate_json(sys.argv[1])
+prepared = prepare(spec, TokenizerSpec(vocab_size=300), Path(sys.argv[2]), SerialExecutor(), lambda progress: None)
+print(prepared.reused, prepared.path.name)
+"""
+    command = [sys.executable, "-c", script, spec.model_dump_json(), str(tmp_path / "root")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = sorted(process.communicate(timeout=120)[0].split() for process in both)
+    alone = prepared_in(tmp_path / "alone", spec, SerialExecutor()).path
+    assert answers == [["False", alone.name], ["True", alone.name]]
+    assert files(tmp_path / "root" / alone.name) == files(alone)
+
+
+def test_duplicates_are_dropped_across_sources_unless_told_otherwise(tmp_path: Path, preparation: Preparation) -> None:
+    one = write(tmp_path / "a.jsonl", json_lines(texts(20)))
+    two = write(tmp_path / "b.jsonl", json_lines([text.upper() for text in texts(20)[:5]] + texts(9, seed=4)))
+    assert preparation(data_spec(one, two)).manifest.drops == {"duplicate": 5}
+    assert preparation(data_spec(one, two, deduplicate=False)).manifest.drops == {}
+
+
+def test_sources_of_one_cell_add_their_weights(tmp_path: Path, preparation: Preparation) -> None:
+    sources = [
+        SourceSpec(path=write(tmp_path / f"{i}.jsonl", json_lines(texts(20, seed=i))), weight=0.2, domain=domain)
+        for i, domain in enumerate(["web", "books", "web"])
+    ]
+    assert [(cell.name, cell.weight) for cell in preparation(data_spec(*sources)).manifest.cells] == [
+        ("en/web", 0.4),
+        ("en/books", 0.2),
+    ]
+
+
+def test_an_existing_tokenizer_is_taken_as_it_is(tmp_path: Path, preparation: Preparation) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines(texts(30)))
+    first = preparation(data_spec(path))
+    other = write(tmp_path / "b.jsonl", json_lines(texts(30, seed=3)))
+    second = preparation(data_spec(other), path=str(first.path / "tokenizer.model"))
+    assert second.manifest.tokenizer_checksum == first.manifest.tokenizer_checksum
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_data_gives_the_same_bytes(spec: DataSpec, tmp_path: Path) -> None:
+    from data.ray_executor import RayDataExecutor
+
+    serial = prepared_in(tmp_path / "serial", spec, SerialExecutor())
+    spread = prepared_in(tmp_path / "ray", spec, RayDataExecutor())
+    assert files(serial.path) == files(spread.path)
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_error_on_a_worker_arrives_as_it_was(tmp_path: Path) -> None:
+    from data.errors import DocumentError
+    from data.ray_executor import RayDataExecutor
+
+    path = write(tmp_path / "a.jsonl", json_lines(texts(9)) + b"broken\n")
+    with pytest.raises(DocumentError, match=r"a\.jsonl:10: not JSON") as raised:
+        prepared_in(tmp_path / "ray", data_spec(path), RayDataExecutor())
+    assert raised.value.pointer == "/data_pipeline/sources/0/path"

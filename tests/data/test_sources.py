@@ -1,0 +1,133 @@
+"""Every format gives the same documents; Python's own library is read and never run."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from data import stdlib
+from data.documents import Bad, Document
+from data.sources import list_files, read_file
+from data.spec import SourceSpec
+from tests.data.conftest import json_lines, texts, write
+
+TEXTS = [*texts(5), "兩個黃鸝鳴翠柳，一行白鷺上青天。", "line\nbreak\tand tab"]
+
+
+def read(path: str, **settings: str) -> list[Document | Bad]:
+    source = SourceSpec(path=path, **settings)  # type: ignore[arg-type]
+    return [item for file in list_files(source, "") for item in read_file(file, source, 1 << 20)]
+
+
+def parquet(field: str) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"id": list(range(len(TEXTS))), field: TEXTS}), sink, row_group_size=2)
+    return sink.getvalue()
+
+
+FORMATS = {
+    "lines.jsonl": json_lines(TEXTS, "body"),
+    "lines.jsonl.gz": json_lines(TEXTS, "body"),
+    "lines.jsonl.zst": zstandard.compress(json_lines(TEXTS, "body")),
+    "table.parquet": parquet("body"),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), FORMATS.items(), ids=FORMATS)
+def test_formats_agree(name: str, content: bytes, tmp_path: Path) -> None:
+    documents = read(write(tmp_path / name, content), text_field="body", language="zh", domain="poems")
+    assert [(d.text, d.language, d.domain) for d in documents if isinstance(d, Document)] == [
+        (text, "zh", "poems") for text in TEXTS
+    ]
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    write(tmp_path / "b.txt", b"second\n\nfile")
+    write(tmp_path / "a.txt", b"\xef\xbb\xbffirst")
+    write(tmp_path / "empty.txt", b"")
+    documents = read(str(tmp_path / "*.txt"))
+    assert [d.text for d in documents if isinstance(d, Document)] == ["first", "second\n\nfile"]
+
+
+def test_globs_reach_into_folders(tmp_path: Path) -> None:
+    write(tmp_path / "x" / "a.jsonl", json_lines(["one"]))
+    write(tmp_path / "x" / "y" / "b.jsonl", json_lines(["two"]))
+    assert len(read(str(tmp_path / "**" / "*.jsonl"))) == 2
+
+
+def test_a_name_with_brackets_is_a_file_when_there_is_one(tmp_path: Path) -> None:
+    assert len(read(write(tmp_path / "a[1].jsonl", json_lines(["one"])))) == 1
+
+
+def test_members_of_a_gzip_file_are_read_on(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "a.jsonl.gz", json_lines(["one"])))
+    path.write_bytes(path.read_bytes() * 3)
+    assert len(read(str(path))) == 3
+
+
+def test_object_storage_is_read_through_fsspec(tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/a.jsonl", json_lines(TEXTS))
+    memory.pipe("/corpus/b.jsonl", json_lines(["more"]))
+    assert len(read("memory://corpus/*.jsonl")) == len(TEXTS) + 1
+
+
+def test_reading_goes_on_after_a_line_that_is_too_long(tmp_path: Path) -> None:
+    source = SourceSpec(path=write(tmp_path / "a.jsonl", json_lines(["x" * 5_000_000, "short"])))
+    [file] = list_files(source, "")
+    bad, good = read_file(file, source, 100)
+    assert isinstance(bad, Bad)
+    assert isinstance(good, Document)
+    assert (bad.reason, good.text, good.id) == ("oversized", "short", f"{source.path}:2")
+
+
+def test_prose_and_code_share_no_module() -> None:
+    prose, code = stdlib.modules("stdlib:prose"), stdlib.modules("stdlib:code")
+    assert prose[0] == "pydoc_data/topics.py"
+    assert not set(prose) & set(code)
+    assert not any("test" in name.split("/") or "site-packages" in name for name in [*prose, *code])
+
+
+def test_code_stays_under_its_cap() -> None:
+    files = list_files(SourceSpec(path="stdlib:code"), "")
+    assert stdlib.SOURCE_BYTES["stdlib:code"] * 0.9 < sum(f.size for f in files) <= stdlib.SOURCE_BYTES["stdlib:code"]
+
+
+def test_docstrings_come_from_the_top_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = [
+        '"""Top."""',
+        'raise SystemExit("never run")',
+        "class A:",
+        '    """Of A."""',
+        "    def f(self):",
+        '        """Of f."""',
+        "def g(): 1",
+    ]
+    write(tmp_path / "pkg" / "mod.py", "\n".join(module).encode())
+    monkeypatch.setattr(stdlib, "root", lambda: tmp_path)
+    assert list(stdlib.texts("stdlib:prose", "pkg/mod.py")) == [
+        ("pkg/mod.py", "pkg.mod\nTop.\n\npkg.mod.A\nOf A.\n\npkg.mod.A.f\nOf f.")
+    ]
+
+
+def test_no_module_of_the_library_is_imported_for_its_text() -> None:
+    script = """
+import sys
+from data.sources import list_files, read_file
+from data.spec import SourceSpec
+before = set(sys.modules)
+for kind in ("stdlib:prose", "stdlib:code"):
+    source = SourceSpec(path=kind)
+    for file in list_files(source, "")[:20]:
+        list(read_file(file, source, 1 << 30))
+print(sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
