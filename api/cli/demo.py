@@ -3,6 +3,8 @@
 import fcntl
 import io
 import os
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +37,9 @@ class DemoBusy(CommandError):
     status = 409
 
 
+LOCK = "demo.lock"
+
+
 def default_home() -> Path:
     """``~/.cache/manta/demo`` (or below ``XDG_CACHE_HOME``): kept, so that a second run finds the shards of the first."""
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -45,17 +50,33 @@ def default_spec() -> Path:
     return Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 
 
+class NotADemoHome(CommandError):
+    """A directory that holds something else; the demo clears its home."""
+
+    code = "not_a_demo_home"
+
+
 @contextmanager
 def only_one(home: Path) -> Iterator[None]:
-    """Hold ``home`` for this demo. The lock goes with the process, however that ends. Raises DemoBusy."""
+    """Hold ``home`` for this demo. The lock goes with the process, however that ends. Raises DemoBusy, NotADemoHome."""
     home.mkdir(parents=True, exist_ok=True)
+    if any(home.iterdir()) and not (home / LOCK).exists():
+        raise NotADemoHome(f"{home} is not empty and no demo's home; give `--home` an empty or new directory")
     lock: IO[str]
-    with (home / "demo.lock").open("w") as lock:
+    with (home / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DemoBusy(f"another demo is running in {home}; wait for it, or give `--home DIR`") from error
         yield
+
+
+def clear(home: Path) -> None:
+    """Begin anew, but for prepared data: jobs of earlier demos, a broken off one too, are not gone on with."""
+    for name in ("jobs", "logs"):
+        shutil.rmtree(home / name, ignore_errors=True)
+    for path in home.glob("manta.db*"):
+        path.unlink()
 
 
 class PhaseTimes:
@@ -104,13 +125,13 @@ def last_screen(job: JobView, laps: dict[str, float | None], home: Path) -> Rend
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     facts.add_column(overflow="fold")
-    facts.add_row("checkpoint", str(job.result.get("checkpoint", "-")))
+    facts.add_row("checkpoint", str(job.result.get("checkpoint", "-")).replace(str(Path.home()), "~", 1))
     facts.add_row("restarts", str(job.restarts))
     facts.add_row("time", times_line(laps))
     go_on = Table.grid(padding=(0, 2))
     go_on.add_row(Text("make serve", "bold"), "Manta on this machine, with its API on loopback")
     go_on.add_row(Text("manta submit FILE --watch", "bold"), "your own job: start from examples/quickstart.yaml")
-    parts = [pages.result_table(job.result), Text(), facts, Text(), *pages.samples(job.result)[:3], Text(), go_on]
+    parts = [pages.result_table(job.result), Text(), facts, Text(), pages.samples(job.result), Text(), go_on]
     return Panel(Group(*parts), title=f"{job.name}: trained", border_style="green", box=box.ROUNDED)
 
 
@@ -182,5 +203,7 @@ def main(make: Callable[[Path], Manta], *, file: Path | None, home: Path | None,
     with only_one(home):
         status = run(make(home), spec, home, Stage(console=console, record=recorder, output=output))
     if recorder and record:
-        recorder.save_svg(str(record), title="Manta")
+        # Without Rich's web fonts: a picture in a README fetches nothing.
+        picture = re.sub(r"@font-face \{.*?\}", "", recorder.export_svg(title="Manta"), flags=re.DOTALL)
+        record.write_text(re.sub(r"[ \t]+\n", "\n", picture), encoding="utf-8")
     return status

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from api.cli import local, specfile
 from api.cli.connect import ClientSource
+from api.cli.demo import clear
 from api.cli.feed import JobSource
 from api.client import Client
 from api.settings import Settings
@@ -37,6 +38,7 @@ class DemoManta:
     def start(self, held: Callable[[], AbstractContextManager[None]]) -> JobSource:
         """End what an earlier demo may have left, start the service and wait until it is ready."""
         local.stop(self._settings, keep_cluster=False)
+        clear(self._settings.home)
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MANTA_")}
         with held():
             self._process = local.launch(self._settings, {**environment, MARK: self._run})

@@ -253,11 +253,12 @@ def result_table(result: dict[str, Any]) -> RenderableType:
     return grid
 
 
-def samples(result: dict[str, Any]) -> list[Text]:
-    """The generated texts, each on one line."""
-    return [
-        Text("  » " + " ".join(str(sample).split()), overflow="ellipsis", no_wrap=True) for sample in result.get("samples", [])
-    ]
+def samples(result: dict[str, Any], most: int = 3) -> RenderableType:
+    """The first generated texts, blanks folded."""
+    grid = Table.grid(padding=(0, 1))
+    for sample in result.get("samples", [])[:most]:
+        grid.add_row(Text("»", "dim"), Text(" ".join(str(sample).split())))
+    return grid
 
 
 def _section(title: str, body: RenderableType) -> list[RenderableType]:
@@ -304,7 +305,7 @@ def job_page(
     if job.result:
         parts += _section("Result", result_table(job.result))
         if job.result.get("samples"):
-            parts += _section("Samples", Group(*samples(job.result)))
+            parts += _section("Samples", samples(job.result))
     if job.state not in FINAL:
         parts += [Text(), Text(f"manta watch {job.name}   manta logs {job.name} --follow", style="dim")]
     return Group(*parts)

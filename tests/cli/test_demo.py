@@ -160,6 +160,26 @@ def test_two_demos_do_not_share_a_home(tmp_path: Path) -> None:
             pass
 
 
+def test_a_home_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(demo.NotADemoHome, match="not empty"), demo.only_one(tmp_path):
+        raise AssertionError("taken")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_demo_begins_anew_but_keeps_prepared_data(tmp_path: Path) -> None:
+    with demo.only_one(tmp_path / "home"):
+        pass
+    for name in ("jobs/a/checkpoints", "logs", "prepared/b"):
+        (tmp_path / "home" / name).mkdir(parents=True)
+    for name in ("manta.db", "manta.db-wal"):
+        (tmp_path / "home" / name).touch()
+    with demo.only_one(tmp_path / "home"):
+        demo.clear(tmp_path / "home")
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["demo.lock", "prepared"]
+    assert (tmp_path / "home" / "prepared" / "b").is_dir()
+
+
 def test_a_stop_signal_raises_once_however_many_arrive() -> None:
     with StopSignals() as signals:
         with pytest.raises(Stopped) as stopped:

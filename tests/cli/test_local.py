@@ -1,0 +1,152 @@
+"""Starting and stopping the service of this machine, with small programs in its place."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from api.cli import local
+from api.cli.main import app
+from api.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    made = Settings(home=tmp_path / "home")
+    made.make_home()
+    return made
+
+
+@pytest.fixture
+def spawned() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def write_record(settings: Settings, pid: int) -> None:
+    settings.service_file.write_text(json.dumps({"pid": pid, "started": 0.0, "url": "http://127.0.0.1:9"}))
+
+
+def service_like(spawned: list["subprocess.Popen[bytes]"]) -> "subprocess.Popen[bytes]":
+    """A process whose command line names the service's module."""
+    code = "import signal; print('up', flush=True); signal.pause()"
+    process = subprocess.Popen([sys.executable, "-c", code, local.SERVICE_MODULE], stdout=subprocess.PIPE)
+    spawned.append(process)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_a_record_counts_only_while_its_process_is_a_service(
+    settings: Settings, spawned: list["subprocess.Popen[bytes]"]
+) -> None:
+    assert local.recorded(settings) is None
+    write_record(settings, os.getpid())  # alive, but another program: the number was given out again
+    assert local.recorded(settings) is None
+    process = service_like(spawned)
+    write_record(settings, process.pid)
+    assert local.recorded(settings) == local.Service(process.pid, "http://127.0.0.1:9")
+    process.kill()
+    process.wait()
+    assert local.recorded(settings) is None
+    settings.service_file.write_text("{")
+    assert local.recorded(settings) is None
+
+
+def test_a_service_that_ends_while_it_starts_is_reported_with_the_end_of_its_log(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "command", lambda: [sys.executable, "-c", "print('port is taken'); raise SystemExit(2)"])
+    process = local.launch(settings, os.environ)
+    process.wait()
+    with pytest.raises(local.StartFailed, match=r"(?s)status 2.*port is taken"):
+        local.wait_ready(process, settings)
+
+
+def test_a_service_is_ready_when_it_is_on_record_and_answers(
+    settings: Settings, spawned: list["subprocess.Popen[bytes]"]
+) -> None:
+    process = service_like(spawned)
+    looks: list[str] = []
+
+    def look(seconds: float) -> None:
+        write_record(settings, process.pid)
+
+    def ready(url: str) -> bool:
+        looks.append(url)
+        return len(looks) == 2
+
+    found = local.wait_ready(process, settings, pause=look, ready=ready)
+    assert found.pid == process.pid
+    assert looks == ["http://127.0.0.1:9"] * 2
+
+
+def test_a_service_that_never_gets_ready_is_given_up(settings: Settings, spawned: list["subprocess.Popen[bytes]"]) -> None:
+    process = service_like(spawned)
+    times = iter([0.0, 1.0, local.READY_SECONDS + 1])
+    with pytest.raises(local.StartFailed, match="did not get ready"):
+        local.wait_ready(process, settings, clock=lambda: next(times), pause=lambda seconds: None, ready=lambda url: False)
+
+
+def test_stopping_asks_first_and_forces_what_does_not_listen(
+    spawned: list["subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "STOP_SECONDS", 0.5)
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
+    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    spawned.append(process)
+    assert process.stdout is not None
+    process.stdout.readline()
+    local.stop_process(process.pid)
+    assert not local.psutil.pid_exists(process.pid) or local.psutil.Process(process.pid).status() == "zombie"
+    local.stop_process(process.pid)  # gone already: no error
+
+
+def test_a_sweep_ends_what_carries_the_mark_and_its_children_and_nothing_else(
+    spawned: list["subprocess.Popen[bytes]"],
+) -> None:
+    parent = "import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); print(c.pid, flush=True); c.wait()"  # noqa: E501
+    marked = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, env={**os.environ, "A_MARK": "mine"})
+    other = service_like(spawned)
+    spawned.append(marked)
+    assert marked.stdout is not None
+    child = int(marked.stdout.readline())
+    assert {process.pid for process in local.marked("A_MARK", "mine")} == {marked.pid, child}
+    assert local.sweep("A_MARK", "mine") == 2
+    assert not any(local.psutil.pid_exists(pid) for pid in (marked.pid, child))
+    assert other.poll() is None
+    assert local.sweep("A_MARK", "mine") == 0
+
+
+def test_down_with_nothing_to_stop_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
+    ended = CliRunner().invoke(app, ["down", "-o", "json"])
+    assert ended.exit_code == 0
+    assert json.loads(ended.stdout) == {"service": False, "cluster": False}
+
+
+def test_a_second_foreground_start_is_refused(
+    settings: Settings, spawned: list["subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = service_like(spawned)
+    write_record(settings, process.pid)
+    monkeypatch.setenv("MANTA_HOME", str(settings.home))
+    ended = CliRunner().invoke(app, ["up", "--foreground"])
+    assert ended.exit_code == 1
+    assert "manta down" in ended.stderr
+    assert json.loads(CliRunner().invoke(app, ["up", "-o", "json"]).stdout)["started"] is False
+
+
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MANTA_PORT", "many")
+    ended = CliRunner().invoke(app, ["up"])
+    assert ended.exit_code == 1
+    assert "MANTA_PORT" in ended.stderr
