@@ -1,11 +1,13 @@
 """What counting alone would reach: held-out loss of a unigram and a bigram model, nats a token.
 
-Both are fitted on the training rows and measured on all held-out rows, at exactly the positions where the language model
+Both are fitted on the training rows and measured on held-out rows, at exactly the positions where the language model
 predicts: the next token of the same document within its row.
 
 Unigram: add-one (Laplace). Bigram: Witten-Bell interpolation with that unigram (Witten and Bell 1991; Chen and Goodman 1999,
 section 2.4): ``p(w|h) = (c(h,w) + T(h) p(w)) / (c(h) + T(h))`` with T(h) the number of different tokens seen after h.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +23,15 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 
-def held_out_losses(dataset: PackedDataset) -> tuple[float, float]:
-    """(unigram, bigram) loss in nats a token, rounded to six digits; 0 where nothing is held out."""
+def held_out_losses(dataset: PackedDataset, rows: Sequence[int] | None = None) -> tuple[float, float]:
+    """(unigram, bigram) loss in nats a token, rounded to six digits; 0 where nothing is held out.
+
+    Args:
+        rows: held-out rows to measure on, so that a model measured on some of them has a peer; None is all.
+    """
     vocab = dataset.manifest.vocab_size
     stride = max(1, -(-dataset.manifest.tokens("train") // FIT_TOKENS))
-    pairs, count_P = _count(dataset, "train", stride)
+    pairs, count_P = _count(dataset, "train", range(0, dataset.num_rows("train"), stride))
     previous_P, next_P = np.divmod(pairs.astype(np.int64), vocab)
 
     unigram_V = np.bincount(next_P, weights=count_P, minlength=vocab) + 1.0
@@ -33,7 +39,7 @@ def held_out_losses(dataset: PackedDataset) -> tuple[float, float]:
     total_V = np.bincount(previous_P, weights=count_P, minlength=vocab)
     different_V = np.bincount(previous_P, minlength=vocab)
 
-    tested, times_Q = _count(dataset, "held_out", 1)
+    tested, times_Q = _count(dataset, "held_out", range(dataset.num_rows("held_out")) if rows is None else rows)
     if not times_Q.sum():
         return 0.0, 0.0
     before_Q, after_Q = np.divmod(tested.astype(np.int64), vocab)
@@ -48,11 +54,10 @@ def held_out_losses(dataset: PackedDataset) -> tuple[float, float]:
     return round(unigram, 6), round(bigram, 6)
 
 
-def _count(dataset: PackedDataset, split: Split, stride: int) -> tuple[U64, I64]:
+def _count(dataset: PackedDataset, split: Split, rows: Sequence[int]) -> tuple[U64, I64]:
     """Different (previous, next) pairs as ``previous * vocab + next``, ascending, and how often each occurs."""
     vocab = np.uint64(dataset.manifest.vocab_size)
     pairs, counts = np.empty(0, np.uint64), np.empty(0, np.int64)
-    rows = range(0, dataset.num_rows(split), stride)
     at_a_time = max(1, _TOKENS_AT_A_TIME // dataset.manifest.sequence_length)
     for start in range(0, len(rows), at_a_time):
         batch = dataset.rows(split, rows[start : start + at_a_time])

@@ -25,15 +25,15 @@ class RayDataExecutor:
 
         # Its plans and its remark that bars are off; what goes wrong is raised.
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        context = ray.data.DataContext.get_current().copy()
+        context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        with ray.data.DataContext.current(context):
-            rows = ray.data.from_items(
-                [{"task": pickle.dumps(task)} for task in shards], override_num_blocks=min(len(shards), _MAX_BLOCKS)
-            ).map(_apply, fn_kwargs={"fn": fn})
-            for row in rows.iter_rows():
-                yield pickle.loads(row["result"])
+        context.execution_no_progress_timeout_s = -1  # one file may take longer than its half hour
+        rows = ray.data.from_items(
+            [{"task": pickle.dumps(task)} for task in shards], override_num_blocks=min(len(shards), _MAX_BLOCKS)
+        ).map(_apply, fn_kwargs={"fn": fn})
+        for row in rows.iter_rows():
+            yield pickle.loads(row["result"])
 
 
 def _apply(row: dict[str, Any], fn: Callable[[Any], Any]) -> dict[str, bytes]:

@@ -219,8 +219,8 @@ def _read_parquet(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterat
 def _open_raw(path: str) -> BinaryIO:
     if "://" not in path:
         return Path(path).open("rb")
-    stream: BinaryIO = fsspec.open(path, "rb").open()
-    return stream
+    # fsspec's own files cannot read a line up to a limit; the buffer can.
+    return io.BufferedReader(fsspec.open(path, "rb").open(), 1 << 20)
 
 
 def _open(path: str) -> BinaryIO:

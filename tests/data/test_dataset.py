@@ -135,3 +135,9 @@ def test_ngram_losses_are_those_counted_by_hand(dataset: PackedDataset) -> None:
     assert held_out_losses(dataset) == pytest.approx(expected, abs=1e-6)
     assert (dataset.manifest.unigram_loss, dataset.manifest.bigram_loss) == held_out_losses(dataset)
     assert dataset.manifest.bigram_loss < dataset.manifest.unigram_loss
+
+
+def test_ngram_losses_can_be_measured_on_the_rows_that_a_model_is_measured_on(dataset: PackedDataset) -> None:
+    rows = range(dataset.num_rows("held_out"))
+    assert held_out_losses(dataset, rows) == held_out_losses(dataset)
+    assert held_out_losses(dataset, rows[:1]) != held_out_losses(dataset)

@@ -1,17 +1,23 @@
 """Every format gives the same documents; Python's own library is read and never run."""
 
+import gzip
 import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from data import stdlib
 from data.documents import Bad, Document
+from data.errors import SourceError
 from data.sources import list_files, read_file
 from data.spec import SourceSpec
 from tests.data.conftest import json_lines, texts, write
@@ -70,13 +76,42 @@ def test_members_of_a_gzip_file_are_read_on(tmp_path: Path) -> None:
     assert len(read(str(path))) == 3
 
 
-def test_object_storage_is_read_through_fsspec(tmp_path: Path) -> None:
-    import fsspec
+class Bucket(MemoryFileSystem):
+    """An object store: files are fetched in ranges, as ``s3fs`` and ``gcsfs`` do it."""
 
-    memory = fsspec.filesystem("memory")
-    memory.pipe("/corpus/a.jsonl", json_lines(TEXTS))
-    memory.pipe("/corpus/b.jsonl", json_lines(["more"]))
-    assert len(read("memory://corpus/*.jsonl")) == len(TEXTS) + 1
+    protocol = "bucket"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.removeprefix("bucket://").strip("/")
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        return Ranges(self, path, mode, **kwargs) if mode == "rb" else super()._open(path, mode, **kwargs)
+
+
+class Ranges(AbstractBufferedFile):
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return bytes(self.fs.store[self.path].getbuffer()[start:end])
+
+
+@pytest.mark.parametrize(("name", "content"), FORMATS.items(), ids=FORMATS)
+def test_object_storage_is_read_through_fsspec(name: str, content: bytes) -> None:
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    store = fsspec.filesystem("bucket")
+    for part in range(2):
+        store.pipe(f"/{name}/{part}-{name}", gzip.compress(content) if name.endswith(".gz") else content)
+    documents = read(f"bucket://{name}/*-{name}", text_field="body")
+    assert [d.text for d in documents if isinstance(d, Document)] == TEXTS * 2
+    with pytest.raises(SourceError, match="does not exist"):
+        read(f"bucket://{name}/none.jsonl")
+
+
+def test_storage_whose_package_is_missing_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(SourceError, match="s3fs"):
+        read("s3://corpus/a.jsonl")
 
 
 def test_reading_goes_on_after_a_line_that_is_too_long(tmp_path: Path) -> None:
@@ -120,6 +155,7 @@ def test_docstrings_come_from_the_top_down(tmp_path: Path, monkeypatch: pytest.M
 def test_no_module_of_the_library_is_imported_for_its_text() -> None:
     script = """
 import sys
+from data.errors import SourceError
 from data.sources import list_files, read_file
 from data.spec import SourceSpec
 before = set(sys.modules)
