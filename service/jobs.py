@@ -144,7 +144,7 @@ class Jobs:
         """Every state, also those without a job."""
         with self._store.read() as session:
             counted = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
-        return dict.fromkeys(JobState, 0) | {state: number for state, number in counted}
+        return dict.fromkeys(JobState, 0) | dict(counted)
 
     def cancel(self, job_id: str) -> JobView:
         """What has no attempt is cancelled at once, else the attempt is ended first. Cancelling twice is no error."""

@@ -1,0 +1,61 @@
+"""The transition table: what may become what, and why."""
+
+from itertools import product
+
+import pytest
+
+from service.states import FINAL, LIVE, MOVES, IllegalTransition, JobState, Reason, check_move
+
+S, R = JobState, Reason
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (S.QUEUED, S.PREPARING, R.STARTED),
+        (S.PREPARING, S.RUNNING, R.TRAINING),
+        (S.PREPARING, S.SUCCEEDED, R.COMPLETED),
+        (S.RUNNING, S.SUCCEEDED, R.COMPLETED),
+        (S.RUNNING, S.FAILED, R.WORKER_FAILED),
+        (S.RUNNING, S.FAILED, R.ATTEMPTS_SPENT),
+        (S.RUNNING, S.QUEUED, R.ATTEMPT_LOST),
+        (S.PREPARING, S.QUEUED, R.ATTEMPT_LOST),
+        (S.RUNNING, S.PAUSING, R.USER),
+        (S.PAUSING, S.PAUSED, R.USER),
+        (S.PAUSED, S.QUEUED, R.USER),
+        (S.QUEUED, S.CANCELLED, R.USER),
+        (S.PAUSED, S.CANCELLED, R.USER),
+        (S.CANCELLING, S.CANCELLED, R.USER),
+        (S.FAILED, S.QUEUED, R.USER),
+        (S.CANCELLED, S.QUEUED, R.USER),
+    ],
+)
+def test_a_move_of_the_table_is_allowed(old: S, new: S, reason: R) -> None:
+    check_move(old, new, reason)
+
+
+def test_every_other_move_raises() -> None:
+    for old, new, reason in product(S, S, R):
+        if reason in MOVES.get((old, new), ()):
+            continue
+        with pytest.raises(IllegalTransition) as refused:
+            check_move(old, new, reason)
+        assert (refused.value.code, refused.value.status) == ("illegal_transition", 409)
+
+
+@pytest.mark.parametrize("state", sorted(LIVE - {S.CANCELLING}))
+def test_every_live_job_can_be_cancelled_but_not_at_once(state: S) -> None:
+    check_move(state, S.CANCELLING, R.USER)
+    assert (state, S.CANCELLED) not in MOVES
+
+
+def test_a_succeeded_job_stays_so() -> None:
+    assert not [move for move in MOVES if move[0] is S.SUCCEEDED]
+
+
+def test_a_final_state_is_left_by_its_user_alone() -> None:
+    assert {reason for (old, _), reasons in MOVES.items() if old in FINAL for reason in reasons} == {R.USER}
+
+
+def test_an_accepted_cancel_ends_as_cancelled() -> None:
+    assert [new for old, new in MOVES if old is S.CANCELLING] == [S.CANCELLED]

@@ -1,0 +1,142 @@
+"""From text to a job, or every wrong field with its pointer and the name that was meant."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.spec import DataJob, TrainJob
+from service.validation import MAX_BYTES, FieldError, SpecInvalid, SpecUnreadable, parse_spec
+
+
+def _errors(text: str | bytes | dict[str, object], content_type: str | None = None) -> dict[str, FieldError]:
+    with pytest.raises(SpecInvalid) as refused:
+        parse_spec(text, content_type)
+    assert refused.value.status == 422
+    return {error.pointer: error for error in refused.value.errors}
+
+
+def test_a_name_is_enough() -> None:
+    assert parse_spec("name: first") == TrainJob(name="first")
+    assert parse_spec({"name": "first"}) == TrainJob(name="first")
+    assert parse_spec('{"name": "first"}', "application/json; charset=utf-8") == TrainJob(name="first")
+    assert parse_spec('{"name": "first"}') == TrainJob(name="first")
+    assert parse_spec(b"\xef\xbb\xbfkind: data\nname: first") == DataJob(name="first")
+
+
+def test_an_unknown_field_is_named_with_the_one_that_was_meant() -> None:
+    errors = _errors("name: a\nmodel: {hiden_size: 3, num_experts: 4}\nparalel_strategy: {}")
+    assert errors["/model/hiden_size"].suggestion == "hidden_size"
+    assert errors["/paralel_strategy"].detail == "unknown field 'paralel_strategy'; did you mean parallel_strategy?"
+
+
+def test_a_field_in_the_wrong_block_is_pointed_to_its_own() -> None:
+    assert _errors("name: a\nlearning_rate: 3")["/learning_rate"].suggestion == "training.learning_rate"
+
+
+def test_a_field_within_a_list_has_its_place_in_the_pointer() -> None:
+    errors = _errors("name: a\ndata_pipeline: {sources: [{path: x}, {path: y, text_feild: t}, {weight: 0}]}")
+    assert errors["/data_pipeline/sources/1/text_feild"].suggestion == "text_field"
+    assert errors["/data_pipeline/sources/2/path"].detail == "this field is required"
+    assert set(errors) == {
+        "/data_pipeline/sources/1/text_feild",
+        "/data_pipeline/sources/2/path",
+        "/data_pipeline/sources/2/weight",
+    }
+
+
+def test_sizes_that_do_not_fit_point_at_their_block() -> None:
+    errors = _errors("name: a\nmodel: {hidden_size: 190, num_attention_heads: 4}\ntraining: {tokens: 1, steps: 1}")
+    assert errors["/model"].detail.startswith("hidden_size 190 is not divisible by num_attention_heads 4")
+    assert errors["/training"].detail == "tokens and steps are both given; give one"
+    experts = _errors("name: a\nmodel: {n_routed_experts: 2, num_experts_per_tok: 3}")
+    assert experts["/model"].detail == "num_experts_per_tok 3 is more than n_routed_experts 2"
+
+
+def test_one_field_is_one_entry_whatever_it_may_be() -> None:
+    errors = _errors("name: a\nparallel_strategy: {tensor_parallel: many}")
+    assert list(errors) == ["/parallel_strategy/tensor_parallel"]
+    assert "'auto'" in errors["/parallel_strategy/tensor_parallel"].detail
+
+
+def test_a_value_that_is_nearly_known_is_suggested() -> None:
+    assert _errors("name: a\ntraining: {precision: bf61}")["/training/precision"].suggestion == "bf16"
+
+
+def test_an_unknown_kind_is_named() -> None:
+    error = _errors("kind: tran\nname: a")["/kind"]
+    assert (error.detail, error.suggestion) == ("unknown kind 'tran'; known: train, data", "train")
+    assert "/kind" in _errors("kind: [train]\nname: a")
+
+
+def test_a_kind_knows_its_own_fields_alone() -> None:
+    assert _errors("kind: data\nname: a\nmodel: {}")["/model"].detail.startswith("unknown field 'model'")
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n- 2", "42", "just words", "[]"])
+def test_what_is_no_mapping_is_refused_as_a_whole(text: str) -> None:
+    assert list(_errors(text)) == [""]
+
+
+@pytest.mark.parametrize(
+    ("text", "content_type", "says"),
+    [
+        ("a: [1", None, "line 1, column 6"),
+        ("name: a\n\tb: 1", None, "line 2, column 1"),
+        ("name: a\nmodel:\n  hidden_size: 8\n  hidden_size: 9", None, "'hidden_size' was given before, in line 3, line 4"),
+        ("name: *nobody", None, "undefined alias"),
+        ("name: \x00", None, "not YAML"),
+        (b"name: \xff", None, "not UTF-8: invalid start byte at byte 6"),
+        ("!!python/object:os.system {}", None, "could not determine a constructor"),
+        ("x: " + "[" * 5000, None, "nested too deeply"),
+        ("x" * (MAX_BYTES + 1), None, "at most"),
+        ("{", "application/json", "line 1, column 2"),
+        ('{"name": "a", "name": "b"}', "application/json", "'name' is given twice"),
+        ('{"name": NaN}', "application/json", "NaN"),
+        ("name: a", "application/json", "not JSON"),
+        ("[" * 100_000, "application/json", "nested too deeply"),
+    ],
+)
+def test_text_that_is_no_document_says_where(text: str | bytes, content_type: str | None, says: str) -> None:
+    with pytest.raises(SpecUnreadable) as refused:
+        parse_spec(text, content_type)
+    assert refused.value.code == "spec_unreadable"
+    assert says in refused.value.detail
+
+
+def test_keys_are_escaped_in_pointers() -> None:
+    assert "/a~1b~0c" in _errors({"name": "a", "a/b~c": 1})
+
+
+def test_merged_yaml_blocks_may_be_overridden() -> None:
+    text = "name: a\ndata_pipeline:\n  sources:\n  - &s {path: x, weight: 2}\n  - {<<: *s, path: y}"
+    job = parse_spec(text)
+    assert isinstance(job, TrainJob)
+    assert [(source.path, source.weight) for source in job.data_pipeline.sources] == [("x", 2.0), ("y", 2.0)]
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=12,
+)
+_BLOCKS = st.dictionaries(st.sampled_from([*TrainJob.model_fields, "other"]), _JSON, max_size=6)
+
+
+@given(_BLOCKS)
+def test_whatever_the_document_the_answer_is_a_job_or_pointers_into_it(document: dict[str, object]) -> None:
+    try:
+        parse_spec(json.dumps(document), "application/json")
+    except SpecInvalid as error:
+        for each in error.errors:
+            here: object = document
+            for part in each.pointer.split("/")[1:-1]:  # all but the last, which may be missing
+                name = part.replace("~1", "/").replace("~0", "~")
+                here = here[int(name)] if isinstance(here, list) else here[name]  # type: ignore[index]
+
+
+@given(st.text(max_size=200))
+def test_no_text_breaks_the_parser(text: str) -> None:
+    with pytest.raises(SpecInvalid):
+        parse_spec(text)
