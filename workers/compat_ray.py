@@ -7,7 +7,7 @@ Python process of a second or more, and none of them does anything for Manta; st
 - runs Ray's controller in the driver's own process, not as an actor;
 - leaves out the placement group cleaner: the group belongs to the driver's job, and Ray removes it when the driver is gone;
 - leaves out the report barrier and the autoscaling coordinator: ranks report over HTTP, the placement group is the demand;
-- gives workers no ``runtime_env`` of their own, so that processes that the driver has warmed up are taken into use;
+- gives workers no ``runtime_env`` of their own, and takes workers into the first group that the driver has started earlier;
 - derives from ``TorchTrainer``'s base: what ``TorchTrainer`` adds is the default process group, which Manta never uses,
   and an import of torch in the driver.
 """
@@ -16,22 +16,29 @@ import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks import AcceleratorSetupCallback, BackendSetupCallback
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
 from ray.train.v2._internal.execution.worker_group import state as group_state
 from ray.train.v2._internal.execution.worker_group import worker_group as group_module
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from workers.early import EarlyWorkers
 
 __all__ = [
     "Backend",
@@ -50,6 +57,11 @@ CONTROLLER_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more actor
 }
 
+WORKER_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every printed line comes twice
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+}
+
 
 def is_dead(error: BaseException) -> bool:
     """Whether Ray reports that a worker's process is gone, and not that its function raised."""
@@ -60,11 +72,14 @@ class LeanTrainer(DataParallelTrainer):
     """Ray Train's trainer without the helpers.
 
     ``watch`` stays in this process, unlike callbacks in ``RunConfig``, which travel to the workers. ``retry(error) -> bool``
-    is asked before Ray's own count of failures.
+    is asked before Ray's own count of failures. ``early``: workers of the first group.
     """
 
-    def __init__(self, *args: Any, watch: WorkerGroupCallback, retry: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, watch: WorkerGroupCallback, retry: Any, early: EarlyWorkers | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._early = [] if early is None else [early]
         self._watch = watch
         self._retry = retry
 
@@ -80,6 +95,12 @@ class LeanTrainer(DataParallelTrainer):
         settings["failure_policy"] = _AskingPolicy(self.run_config.failure_config, self._retry)
         with _environment(CONTROLLER_SETTINGS), _no_report_barrier():
             controller = _Controller(**settings)
+            early = self._early
+
+            class Group(_WorkerGroup):
+                _early = early
+
+            controller.worker_group_cls = Group
             try:
                 asyncio.run(controller.run())
             finally:
@@ -91,12 +112,38 @@ class LeanTrainer(DataParallelTrainer):
 
 
 class _WorkerGroup(WorkerGroup):
+    _early: ClassVar[list[EarlyWorkers]] = []
+    """Taken by the first group that is created."""
+    _taken: EarlyWorkers | None = None
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
+        if not self._early:
+            return super()._create_placement_group(scaling_config, worker_group_context)
+        self._taken = self._early.pop()
+        return DefaultPlacementGroupHandle(self._taken.group)
+
+    def _create_workers(self, num_workers: int, placement_group: Any, resources_per_worker: Any, **settings: Any) -> list[Any]:
+        if self._taken is None:
+            return super()._create_workers(num_workers, placement_group, resources_per_worker, **settings)
+        actors = self._taken.actors
+        try:
+            found = ray.get([actor.get_metadata.remote() for actor in actors])
+        except ray.exceptions.RayActorError as error:
+            raise WorkerGroupStartupFailedError(f"a worker did not start: {error}") from error
+        workers = [
+            Worker(actor, metadata, resources_per_worker, placement_group_bundle_index=i)
+            for i, (actor, metadata) in enumerate(zip(actors, found, strict=True))
+        ]
+        return WorkerGroup._assign_worker_ranks(workers)
+
     def _init_train_context_on_workers(
         self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
     ) -> None:
         """Ray's own asks for the handle of the controller's actor, which does not exist here."""
+        settled = [worker.execute_async(os.environ.update, WORKER_SETTINGS) for worker in workers]
         ray.get(
-            [
+            settled
+            + [
                 worker.actor.init_train_context.remote(
                     train_run_context=self._train_run_context,
                     distributed_context=worker.distributed_context,

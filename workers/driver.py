@@ -4,7 +4,6 @@ Data, tokenizer, shards, then the worker group. Exit code 0 when the attempt end
 order); its outcome is its last report.
 """
 
-import importlib
 import logging
 import os
 import signal
@@ -20,14 +19,13 @@ import ray
 from data.errors import MantaError
 from data.spec import DataSpec, TokenizerSpec
 from workers.attempt import DRIVER_RANK, Desired, Order, Phase
+from workers.early import start_workers, worker_resources
 from workers.logs import log_path, logged_to, tail
 from workers.reporter import Reporter
 from workers.spec import TrainSpec
 
 logger = logging.getLogger(__name__)
 
-WARM_MODULES = ("ray.train.v2._internal.execution.worker_group.worker", "workers.rank", "workers.loop")
-"""What every rank imports: seconds of work that need not wait for the worker group."""
 DELIVERY_SECONDS = 600.0
 """How long an ended attempt waits for a service that is away, to deliver its last words."""
 
@@ -80,15 +78,15 @@ def _run(order: Order, reporter: Reporter) -> str:
     spec = TrainSpec.model_validate(order.spec) if order.kind == "train" else None
     ray.init(log_to_driver=False)
     signal.signal(signal.SIGTERM, _on_sigterm)  # ray.init installs its own
-    warm = warm_up(spec.world_size, WARM_MODULES) if spec is not None else []
     reporter.worker("started", node=ray.get_runtime_context().get_node_id())
     prepared = _prepare(order, spec, reporter)
     if spec is None:
         return "succeeded"
+    # The workers start while this process imports Ray Train.
+    early = start_workers(spec.world_size, worker_resources(spec))
     from workers.group import run_group
 
-    del warm
-    return run_group(order, spec, prepared, reporter).kind
+    return run_group(order, spec, prepared, reporter, early).kind
 
 
 def _prepare(order: Order, spec: TrainSpec | None, reporter: Reporter) -> Path:
@@ -105,21 +103,6 @@ def _prepare(order: Order, spec: TrainSpec | None, reporter: Reporter) -> Path:
     data = spec.data_pipeline if spec is not None else DataSpec.model_validate(order.spec["data_pipeline"])
     tokenizer = spec.tokenizer if spec is not None else TokenizerSpec.model_validate(order.spec["tokenizer"])
     return prepare(data, tokenizer, order.prepared_dir, RayDataExecutor(), on_progress).path
-
-
-def warm_up(processes: int, modules: Sequence[str]) -> list[Any]:
-    """Have ``processes`` worker processes import ``modules`` while the driver does something else; returns at once.
-
-    A process that has run a task stays idle for a while, and an actor of the same job and runtime environment is put into
-    it. Works on a hint: a process that is not found warm is started cold.
-    """
-
-    @ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")
-    def warm(modules: Sequence[str]) -> None:
-        for module in modules:
-            importlib.import_module(module)
-
-    return [warm.remote(list(modules)) for _ in range(processes)]
 
 
 def _report_failure(order: Order, reporter: Reporter, error: MantaError) -> None:

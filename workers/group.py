@@ -25,6 +25,7 @@ from workers.compat_ray import (
     WorkerGroupError,
     is_dead,
 )
+from workers.early import EarlyWorkers, worker_resources
 from workers.rank import (
     FailureNote,
     Place,
@@ -62,19 +63,22 @@ class GroupOutcome:
     step: int
 
 
-def run_group(order: Order, spec: TrainSpec, prepared: os.PathLike[str], reporter: Reporter) -> GroupOutcome:
-    """Train on ``spec.world_size`` workers until they are done. Raises WorkersFailed."""
+def run_group(
+    order: Order, spec: TrainSpec, prepared: os.PathLike[str], reporter: Reporter, early: EarlyWorkers | None = None
+) -> GroupOutcome:
+    """Train on ``spec.world_size`` workers until they are done. Raises WorkersFailed.
+
+    ``early``: the first group's workers, if they were started already (with ``worker_resources(spec)``).
+    """
     directory = attempt_dir(order)
     directory.mkdir(parents=True, exist_ok=True)
     watch = _Watch(order, reporter)
-    resources: dict[str, float] = {"CPU": spec.gpu_config.cpus_per_worker}
-    if use_gpu := spec.gpu_config.gpus_per_node > 0:
-        resources["GPU"] = 1
+    resources = worker_resources(spec)
     trainer = LeanTrainer(
         run_rank,
         train_loop_config={"order": order.model_dump(mode="json"), "prepared": str(prepared)},
         backend_config=_PlacesConfig(watch.starts),
-        scaling_config=ScalingConfig(num_workers=spec.world_size, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=spec.world_size, use_gpu="GPU" in resources, resources_per_worker=resources),
         run_config=RunConfig(
             name="ray",
             storage_path=str(directory),
@@ -82,6 +86,7 @@ def run_group(order: Order, spec: TrainSpec, prepared: os.PathLike[str], reporte
         ),
         watch=watch,
         retry=watch.may_retry,
+        early=early,
     )
     try:
         result = trainer.fit()
