@@ -71,9 +71,10 @@ def _watch(client: "Client", job: "JobView", output: Format) -> None:
     updates = follow(ClientSource(client), job.id, time.sleep)
     try:
         if output is Format.JSON:
+            before = None
             for update in updates:
-                job = update.job
-                show_lines(as_lines(update))
+                show_lines(as_lines(update, before))
+                before = job = update.job
         else:
             job = show_updates(updates, stdout())
             _print_end(job)

@@ -117,6 +117,23 @@ def wait_ready(
     raise StartFailed(f"the service did not get ready in {READY_SECONDS:.0f} s{log_tail(settings)}")
 
 
+def start(settings: Settings) -> Service:
+    """Launch the service and wait for it. If that fails, or Ctrl-C ends the wait, what was started is stopped again.
+
+    Raises StartFailed. A cluster that was there before, perhaps with jobs on it, stays.
+    """
+    from api.cluster import LocalCluster
+
+    keep_cluster = bool(LocalCluster(settings).processes())
+    process = launch(settings, os.environ)
+    try:
+        return wait_ready(process, settings)
+    except (KeyboardInterrupt, StartFailed):
+        stop_process(process.pid)
+        stop(settings, keep_cluster=keep_cluster)
+        raise
+
+
 def log_tail(settings: Settings, lines: int = 12) -> str:
     """The end of the service's log, as the rest of a sentence; empty without a log."""
     path = log_file(settings)

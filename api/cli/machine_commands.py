@@ -32,9 +32,8 @@ def up(
         os.execv(local.command()[0], local.command())
     started = running is None
     if running is None:
-        process = local.launch(settings, os.environ)
         with stderr().status("Starting Manta: service and local cluster"):
-            running = local.wait_ready(process, settings)
+            running = local.start(settings)
     facts = {"url": running.url, "pid": running.pid, "home": str(settings.home), "started": started}
     how = "Manta is up" if started else "Manta is up already"
     show(facts, f"{how} at [bold]{running.url}[/] (pid {running.pid}, log {local.log_file(settings)}).", output)

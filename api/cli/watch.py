@@ -81,11 +81,14 @@ def event_line(event: EventView) -> Text:
     return Text(f"{clock(event.at)}  {event.message}", style)
 
 
-def as_lines(update: Update) -> list[dict[str, Any]]:
-    """An update for programs: ``{"event": ...}``, ``{"metrics": ...}``, then ``{"job": ...}``, each in the API's shape."""
+def as_lines(update: Update, before: JobView | None = None) -> list[dict[str, Any]]:
+    """An update for programs: ``{"event": ...}``, ``{"metrics": ...}``, then ``{"job": ...}``, each in the API's shape.
+
+    The job only if it is no longer as it was ``before``.
+    """
     lines: list[dict[str, Any]] = [{"event": event.model_dump(mode="json")} for event in update.events]
     lines += [{"metrics": metric.model_dump(mode="json")} for metric in update.metrics]
-    return [*lines, {"job": update.job.model_dump(mode="json")}]
+    return lines if update.job == before else [*lines, {"job": update.job.model_dump(mode="json")}]
 
 
 def worker_count(job: JobView) -> int | None:

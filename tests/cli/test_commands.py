@@ -1,6 +1,8 @@
 """The commands, by what they print and how they end. The service is a fake client that keeps jobs in a dictionary."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -321,3 +323,16 @@ def test_the_help_names_the_exit_statuses() -> None:
 
 def test_the_spec_of_the_fake_is_the_real_one(job: Callable[..., JobView]) -> None:
     assert JOB_SPEC.validate_python(job().spec).name == "quickstart"
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("api.cli.main", ["torch", "ray", "fastapi", "sqlalchemy", "pydantic", "httpx"]),
+        ("api.cli.main, api.cli.connect, api.cli.watch, api.cli.plan, api.cli.demo_manta, api.cli.machine", ["torch", "ray"]),
+    ],
+)
+def test_start_up_imports_nothing_heavy(modules: str, absent: list[str]) -> None:
+    code = f"import sys, {modules}; print([name for name in {absent} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -96,6 +96,21 @@ def test_a_service_that_never_gets_ready_is_given_up(settings: Settings, spawned
         local.wait_ready(process, settings, clock=lambda: next(times), pause=lambda seconds: None, ready=lambda url: False)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, local.StartFailed("no")])
+def test_a_start_that_is_broken_off_leaves_nothing_behind(
+    error: BaseException, settings: Settings, monkeypatch: pytest.MonkeyPatch, spawned: list["subprocess.Popen[bytes]"]
+) -> None:
+    def broken_off(process: "subprocess.Popen[bytes]", settings: Settings) -> local.Service:
+        spawned.append(process)
+        raise error
+
+    monkeypatch.setattr(local, "command", lambda: [sys.executable, "-c", "import signal; signal.pause()"])
+    monkeypatch.setattr(local, "wait_ready", broken_off)
+    with pytest.raises((KeyboardInterrupt, local.StartFailed)):
+        local.start(settings)
+    assert not local.psutil.pid_exists(spawned[0].pid)
+
+
 def test_stopping_asks_first_and_forces_what_does_not_listen(
     spawned: list["subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:

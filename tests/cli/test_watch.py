@@ -156,6 +156,7 @@ def test_json_lines_name_what_changed(
     lines = as_lines(Update(job=job(), events=(event(1, "started"),), metrics=(metric(2, 1, loss=6.0),)))
     assert [list(line) for line in lines] == [["event"], ["metrics"], ["job"]]
     assert lines[1]["metrics"]["values"] == {"loss": 6.0}
+    assert as_lines(Update(job=job()), before=job()) == []
 
 
 def test_the_exit_status_is_the_job_s_own() -> None:
