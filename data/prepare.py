@@ -20,6 +20,7 @@ import xxhash
 from data import stdlib
 from data.corpus import Corpus, cells, clean_tasks, select
 from data.dataset import PackedDataset
+from data.errors import MantaError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
 from data.locks import locked
@@ -77,8 +78,13 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             _report_reuse(prepared.manifest, on_progress)
             return prepared
         work = root / f"{identity}.partial"
-        corpus = _documents(data, files, work / _SCRATCH, executor, on_progress)
-        model = _tokenizer(tokenizer, data, corpus, work, on_progress)
+        try:
+            corpus = _documents(data, files, work / _SCRATCH, executor, on_progress)
+            model = _tokenizer(tokenizer, data, corpus, work, on_progress)
+        except MantaError:
+            # The same input will never do; what is mended has another identity.
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         shards = _shards(data, corpus, work, executor, on_progress)
         manifest = _manifest(identity, data, corpus, shards, files, model, work)
         _commit(manifest, work, final)

@@ -93,6 +93,7 @@ def test_a_bad_document_stops_the_work_or_is_counted(
         preparation(data_spec(*sources, max_document_bytes=4096))
     assert message in raised.value.detail
     assert raised.value.pointer == f"/data_pipeline/{field}"
+    assert not any(left.is_dir() for left in (tmp_path / "prepared").iterdir())
 
     manifest = preparation(data_spec(*sources, max_document_bytes=4096, on_bad_document="drop")).manifest
     assert manifest.drops[reason] == 1
