@@ -140,7 +140,9 @@ class Engine:
             if one_token_context:
                 alone = torch.arange(inputs.tokens_BT.numel()).view(inputs.tokens_BT.shape)
                 positions_BT = torch.zeros_like(inputs.positions_BT)
-                inputs = inputs._replace(positions_BT=positions_BT, borders=document_borders(alone, self.mesh.device))
+                inputs = inputs._replace(
+                    positions_BT=positions_BT, borders=document_borders(alone, self.mesh.device, self.model.dtype)
+                )
             loss, _ = self.model(inputs)
             totals += torch.stack([loss.double(), (inputs.targets_BT != IGNORED).sum().double()])
         loss_sum, targets = self.mesh.sum(totals).tolist()
@@ -150,7 +152,7 @@ class Engine:
     def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """[B, T, V] in fp32 for rows of one document each."""
         positions_BT = torch.arange(tokens_BT.shape[1]).expand(tokens_BT.shape)
-        borders = document_borders(torch.zeros_like(tokens_BT), self.mesh.device)
+        borders = document_borders(torch.zeros_like(tokens_BT), self.mesh.device, self.model.dtype)
         tokens_BT, positions_BT = tokens_BT.to(self.mesh.device), positions_BT.to(self.mesh.device)
         valid_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
         return self.model(Input(tokens_BT, positions_BT, borders, valid_BT, tokens_BT), logits=True)[0]
@@ -167,7 +169,7 @@ class Engine:
         targets = torch.full_like(tokens, IGNORED)
         targets[:, :-1] = torch.where(same, tokens[:, 1:], IGNORED)
         device = self.mesh.device
-        borders = document_borders(documents, device)
+        borders = document_borders(documents, device, self.model.dtype)
         tokens, positions, valid, targets = (
             x.to(device, non_blocking=True) for x in (tokens, positions, documents >= 0, targets)
         )
