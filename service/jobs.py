@@ -5,7 +5,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,17 +118,17 @@ class Jobs:
     def list(
         self,
         *,
-        state: JobState | None = None,
+        state: JobState | Collection[JobState] | None = None,
         kind: str | None = None,
         name: str | None = None,
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[JobView]:
-        """Newest first. Raises ``InvalidCursor``."""
+        """Newest first; of one state, or of any of several. Raises ``InvalidCursor``."""
         limit = max(1, min(limit, MAX_PAGE))
         query = select(Job).order_by(Job.number.desc()).limit(limit + 1)
         if state is not None:
-            query = query.where(Job.state == state)
+            query = query.where(Job.state.in_([state] if isinstance(state, JobState) else state))
         if kind is not None:
             query = query.where(Job.kind == kind)
         if name is not None:
