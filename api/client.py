@@ -5,10 +5,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import httpx
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from api.logs import LogLine
 from api.problem import FieldProblem
@@ -22,7 +22,6 @@ GIVE_UP_SECONDS = 120.0
 """How long a stream tries to reach a service that went away."""
 MAX_PAUSE_SECONDS = 5.0
 
-V = TypeVar("V", bound=BaseModel)
 Spec = Mapping[str, Any] | str | bytes
 """A job spec as a mapping, or as YAML or JSON text."""
 Attempts = TypeAdapter(list[AttemptView])
@@ -110,7 +109,7 @@ class Client:
         limit: int | None = None,
     ) -> Page[JobView]:
         """Newest first."""
-        states = [state] if isinstance(state, str) else list_of(state)
+        states = [state] if isinstance(state, str) else _texts(state)
         query = {"state": states, "kind": kind, "name": name, "cursor": cursor, "limit": limit}
         return Page[JobView].model_validate(self._get("/jobs", query))
 
@@ -154,10 +153,10 @@ class Client:
     def metrics(
         self, job_id: str, *, after: int | None = None, cursor: str | None = None, limit: int | None = None
     ) -> Page[MetricView]:
-        """In the order of writing. A figure that is no number (NaN) is left out."""
-        page = self._get(f"/jobs/{job_id}/metrics", {"after": after, "cursor": cursor, "limit": limit})
-        items = [_metric(item) for item in page["items"]]
-        return Page[MetricView](items=items, next_cursor=page["next_cursor"])
+        """In the order of writing."""
+        return Page[MetricView].model_validate(
+            self._get(f"/jobs/{job_id}/metrics", {"after": after, "cursor": cursor, "limit": limit})
+        )
 
     # -- live --------------------------------------------------------------------------------------------------------------
 
@@ -172,7 +171,7 @@ class Client:
 
     def stream_metrics(self, job_id: str, *, after: int | None = None) -> Iterator[MetricView]:
         for message in self._stream(f"/jobs/{job_id}/metrics/stream", {}, after):
-            yield _metric(message.json())
+            yield MetricView.model_validate(message.json())
 
     def stream_logs(
         self,
@@ -208,7 +207,9 @@ class Client:
         try:
             answer = self._http.request(method, f"/api/v1{path}", **options)
         except httpx.TransportError as error:
-            raise ServiceUnavailable(f"Manta at {self.base_url} does not answer: {error or type(error).__name__}") from error
+            raise ServiceUnavailable(
+                f"Manta at {self.base_url} does not answer: {str(error) or type(error).__name__}"
+            ) from error
         _raise_for(answer)
         return answer
 
@@ -236,7 +237,9 @@ class Client:
                         yield message
             except httpx.TransportError as error:
                 if waited >= GIVE_UP_SECONDS:
-                    raise ServiceUnavailable(f"Manta at {self.base_url} went away: {error or type(error).__name__}") from error
+                    raise ServiceUnavailable(
+                        f"Manta at {self.base_url} went away: {str(error) or type(error).__name__}"
+                    ) from error
             except ApiProblem as problem:
                 if problem.status != httpx.codes.SERVICE_UNAVAILABLE or waited >= GIVE_UP_SECONDS:
                     raise
@@ -270,17 +273,12 @@ def parse_events(lines: Iterator[str]) -> Iterator[Message]:
         fields = {}
 
 
-def list_of(value: Sequence[str] | None) -> Sequence[str] | None:
+def _texts(value: Sequence[str] | None) -> Sequence[str] | None:
     return None if value is None else [str(each) for each in value]
 
 
 def _query(query: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in query.items() if value is not None}
-
-
-def _metric(item: dict[str, Any]) -> MetricView:
-    # JSON has no NaN: the service sends null, which a chart draws as a gap.
-    return MetricView.model_validate({**item, "values": {k: v for k, v in item["values"].items() if v is not None}})
 
 
 def _raise_for(answer: httpx.Response) -> None:

@@ -83,7 +83,7 @@ class RayLauncher:
             answer = self._http.request(method, endpoint.url.rstrip("/") + path, json=json, headers=headers)
         except httpx.TransportError as error:
             raise LauncherUnavailable(
-                f"the cluster at {endpoint.url} does not answer: {error or type(error).__name__}"
+                f"the cluster at {endpoint.url} does not answer: {str(error) or type(error).__name__}"
             ) from error
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise LauncherUnavailable(f"the cluster at {endpoint.url} refused the token (MANTA_RAY_TOKEN)")

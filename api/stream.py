@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from anyio import to_thread
+from anyio import move_on_after, to_thread
 from fastapi.sse import ServerSentEvent
 
 from api.logs import Position, read
@@ -147,7 +147,5 @@ def _end(state: str) -> ServerSentEvent:
 
 
 async def _wait(changed: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(changed.wait(), seconds)
-    except TimeoutError:
-        return
+    with move_on_after(seconds):
+        await changed.wait()

@@ -51,7 +51,7 @@ def events(job_id: JobId, use: Use, after: After = None, cursor: Cursor = None, 
 
 @router.get("/metrics", operation_id="listMetrics", responses=docs.problems(422))
 def metrics(job_id: JobId, use: Use, after: After = None, cursor: Cursor = None, limit: Limit = 1000) -> Page[MetricView]:
-    """Figures of each step in the order of writing; a step that was done again comes again. `null` stands for NaN."""
+    """Figures of each step in the order of writing; a step that was done again comes again. NaN is `"NaN"`."""
     return use.history.metrics(job_id, cursor=_cursor("metrics", after, cursor), limit=limit)
 
 

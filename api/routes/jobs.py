@@ -11,6 +11,7 @@ from service.spec import DataJob, TrainJob
 from service.states import JobState
 from service.validation import parse_spec
 from service.views import JobView, Page
+from workers.plan import describe
 
 router = APIRouter(tags=["jobs"])
 
@@ -54,14 +55,8 @@ async def submit(request: Request, response: Response, use: Use, idempotency_key
 @router.post("/plan", operation_id="planJob", openapi_extra=docs.SPEC_BODY, responses=docs.problems(413, 422))
 async def plan(request: Request) -> dict[str, Any]:
     """What a spec would run, without running it: the resolved spec, parameters, steps, tokens, memory per worker."""
-    # The planner is imported when it is first asked for: a service that never plans need not wait for it at start.
-    from workers.plan import describe
-
     spec = await _spec(request)
-    resolved = spec.model_dump(mode="json")
-    if isinstance(spec, DataJob):
-        return {"spec": resolved}
-    return {"spec": resolved, **await to_thread.run_sync(describe, spec)}
+    return {"spec": spec.model_dump(mode="json")} | (describe(spec) if isinstance(spec, TrainJob) else {})
 
 
 @router.get("/jobs", operation_id="listJobs", responses=docs.problems(422))

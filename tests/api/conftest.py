@@ -91,7 +91,7 @@ class Manta:
         return self.http.post(
             f"/jobs/{order.job_id}/attempts/{order.attempt}/reports",
             content=ReportBatch(reports=list(reports)).model_dump_json(),
-            headers={"Authorization": f"Bearer {token or order.token}"},
+            headers={"Authorization": f"Bearer {token or order.token}", "Content-Type": "application/json"},
         )
 
     def stop(self) -> None:

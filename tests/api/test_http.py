@@ -248,3 +248,12 @@ def test_the_examples_of_openapi_are_accepted(shared: Manta, kind: str) -> None:
     for example in content[kind]["examples"].values():
         body = example["value"] if isinstance(example["value"], str) else json.dumps(example["value"])
         assert shared.http.post("/jobs", content=body, headers={"content-type": kind}).status_code == 201
+
+
+def test_a_plan_is_made_without_a_job(manta: Manta) -> None:
+    plan = manta.client.plan({"name": "x", "training": {"steps": 7}})
+    assert (plan["steps"], plan["spec"]["training"]["steps"]) == (7, 7)
+    assert plan["parameters"]["total"] >= plan["parameters"]["active"] > 0
+    assert manta.client.plan("name: y\nkind: data\n")["spec"]["kind"] == "data"
+    problem(manta.http.post("/plan", json={"name": "x", "trainin": {}}), 422, "spec_invalid")
+    assert manta.client.list().items == []
