@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -29,6 +29,8 @@ from api.cli.watch import EXIT_OF, show
 from service.states import JobState
 from service.views import JobView
 
+LOCK = "demo.lock"
+
 
 class DemoBusy(CommandError):
     """Another demo runs in the same home."""
@@ -37,7 +39,10 @@ class DemoBusy(CommandError):
     status = 409
 
 
-LOCK = "demo.lock"
+class NotADemoHome(CommandError):
+    """A directory that holds something else; the demo clears its home."""
+
+    code = "not_a_demo_home"
 
 
 def default_home() -> Path:
@@ -48,12 +53,6 @@ def default_home() -> Path:
 
 def default_spec() -> Path:
     return Path(__file__).parents[2] / "examples" / "quickstart.yaml"
-
-
-class NotADemoHome(CommandError):
-    """A directory that holds something else; the demo clears its home."""
-
-    code = "not_a_demo_home"
 
 
 @contextmanager
@@ -120,7 +119,7 @@ def last_screen(job: JobView, laps: dict[str, float | None], home: Path) -> Rend
     """What a newcomer leaves with: the figures beside their peers, three samples, where the time went, how to go on."""
     if job.state is not JobState.SUCCEEDED or not job.result:
         failure: RenderableType = pages.failure_text(job.failure) if job.failure else Text(job.reason or "")
-        log = Text(f"The service's log: {home / 'service.log'}", "dim")
+        log = Text(f"The service's log: {home / 'logs' / 'service.log'}", "dim")
         return Panel(Group(failure, Text(), log), title=f"{job.name}: {job.state.value}", border_style="red", box=box.ROUNDED)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
@@ -156,6 +155,13 @@ class Stage:
         if self.record:
             self.record.print(what)
 
+    def waiting(self, what: str) -> AbstractContextManager[object]:
+        """A spinner, or off a terminal a line."""
+        if self.console.is_terminal:
+            return self.console.status(what)
+        self.console.print(what)
+        return nullcontext()
+
 
 def run(manta: Manta, spec: Path, home: Path, stage: Stage, *, clock: Callable[[], float] = time.monotonic) -> int:
     """Start, submit, watch, stop, and show the last screen. Returns the exit status: the job's own, or 128 + signal.
@@ -168,7 +174,7 @@ def run(manta: Manta, spec: Path, home: Path, stage: Stage, *, clock: Callable[[
     with StopSignals() as signals:
         try:
             try:
-                with stage.console.status("Starting Manta on loopback: API, supervisor, local Ray cluster"):
+                with stage.waiting("Starting Manta on loopback: API, supervisor, local Ray cluster"):
                     source = manta.start(signals.held)
                 times.lap("Manta starts", clock())
                 job = manta.submit(spec)
@@ -180,9 +186,9 @@ def run(manta: Manta, spec: Path, home: Path, stage: Stage, *, clock: Callable[[
                 signals.settle()
         except Stopped as stopped:
             status, job = stopped.exit_status, None
-            stage.console.print("[yellow]Stopping what was started (this takes a few seconds)[/]")
         finally:
-            manta.stop()
+            with stage.waiting("Stopping what was started"):
+                manta.stop()
     if job is not None:
         times.lap("Manta stops", clock())
         stage.print(last_screen(job, times.laps, home))
@@ -202,7 +208,7 @@ def main(make: Callable[[Path], Manta], *, file: Path | None, home: Path | None,
         recorder.print("[bold green]$[/] make demo")
     with only_one(home):
         status = run(make(home), spec, home, Stage(console=console, record=recorder, output=output))
-    if recorder and record:
+    if recorder and record and status == Status.SUCCEEDED:
         # Without Rich's web fonts: a picture in a README fetches nothing.
         picture = re.sub(r"@font-face \{.*?\}", "", recorder.export_svg(title="Manta"), flags=re.DOTALL)
         record.write_text(re.sub(r"[ \t]+\n", "\n", picture), encoding="utf-8")

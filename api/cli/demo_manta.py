@@ -54,7 +54,9 @@ class DemoManta:
         """Service first, so that nothing starts anew; then the cluster; then whatever is left and carries this demo's mark."""
         if self._client is not None:
             self._client.close()
-        if self._process is not None:
-            local.stop_process(self._process.pid)
-        local.stop(self._settings, keep_cluster=False)
-        local.sweep(MARK, self._run)
+        try:
+            if self._process is not None:
+                local.stop_process(self._process.pid)
+            local.stop(self._settings, keep_cluster=False)
+        finally:
+            local.sweep(MARK, self._run)

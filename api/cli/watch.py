@@ -156,7 +156,7 @@ def show(
                 record.print(line)
         if not console.is_terminal:
             for text in plain.take(screen):
-                console.print(text)
+                console.print(text, markup=False, soft_wrap=True)
         if on_update:
             on_update(update)
 
