@@ -49,8 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _attempt(order: Order) -> int:
-    # No runtime environment of the job's own: worker processes are then all alike, and a warm one fits every actor.
-    os.environ.pop("RAY_JOB_CONFIG_JSON_ENV_VAR", None)
     from workers.rank import attempt_dir, spool_dir
 
     attempt_dir(order).mkdir(parents=True, exist_ok=True)
@@ -60,6 +58,8 @@ def _attempt(order: Order) -> int:
         outcome, code = _run(order, reporter), 0
     except Stopped as stopped:
         outcome, code = stopped.outcome, 0
+    except KeyboardInterrupt:  # what Ray makes of a signal that arrives while it waits in C++
+        outcome, code = "cancelled", 0
     except MantaError as error:
         _report_failure(order, reporter, error)
     except Exception as error:
@@ -76,7 +76,7 @@ def _attempt(order: Order) -> int:
 
 def _run(order: Order, reporter: Reporter) -> str:
     spec = TrainSpec.model_validate(order.spec) if order.kind == "train" else None
-    ray.init(log_to_driver=False)
+    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)  # set by Ray's job supervisor
     signal.signal(signal.SIGTERM, _on_sigterm)  # ray.init installs its own
     reporter.worker("started", node=ray.get_runtime_context().get_node_id())
     prepared = _prepare(order, spec, reporter)
@@ -124,4 +124,8 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    ray.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)  # taking the interpreter apart, with all that Ray loads, is half a second of nothing

@@ -154,10 +154,17 @@ class _Death:
 class _Watch(WorkerGroupCallback):
     """Ray's controller calls it at every poll: it reports deaths, and the first step after one."""
 
-    def __init__(self, order: Order, reporter: Reporter, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        order: Order,
+        reporter: Reporter,
+        clock: Callable[[], float] = time.time,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.order = order
         self.reporter = reporter
         self.clock = clock
+        self.pause = pause
         self.starts = _Starts()
         self.deaths: list[_Death] = []
         self._workers: dict[int, Any] = {}
@@ -165,6 +172,7 @@ class _Watch(WorkerGroupCallback):
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         self._workers = {worker.distributed_context.world_rank: worker for worker in worker_group.get_workers()}
+        self.reporter.adopt(before_generation=self.starts.generation)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         if errors := worker_group_status.errors:
@@ -222,9 +230,19 @@ class _Watch(WorkerGroupCallback):
 
     def may_retry(self, error: WorkerGroupError) -> bool:
         """A death, or a connection that broke: yes. An exception of the user's or of ours would only come again: no."""
-        self.reporter.adopt()
-        notes = read_notes(self.order, self.starts.generation)
-        return bool(self.deaths and self.deaths[-1].ranks) or (bool(notes) and all(note.retry for note in notes))
+        if self.deaths and self.deaths[-1].ranks:
+            return True
+        notes = self._all_notes()
+        return bool(notes) and all(note.retry for note in notes)
+
+    def _all_notes(self, patience: float = 2.0) -> list[FailureNote]:
+        """One rank's exception breaks the others' connections; wait a moment for the note of the one that began."""
+        deadline = self.clock() + patience
+        while len(notes := read_notes(self.order, self.starts.generation)) < len(self._workers):
+            if any(not note.retry for note in notes) or self.clock() > deadline:
+                break
+            self.pause(0.05)
+        return notes
 
     def explain(self, error: TrainingFailedError, restarts: int) -> WorkersFailed:
         """The one fault behind ``error``, in the words of the worker that had it."""
@@ -239,6 +257,10 @@ class _Watch(WorkerGroupCallback):
             return WorkersFailed("worker_died", detail, rank=death.ranks[0], node=worker.node_id, step=death.step, log_tail=[])
         if notes:
             return _as_failure(notes[0])
+        if isinstance(error, WorkerGroupError):
+            rank, cause = next(iter(error.worker_failures.items()))
+            code = cause.code if isinstance(cause, MantaError) else "worker_failed"
+            return WorkersFailed(code, f"{type(cause).__name__}: {cause}", rank=rank)
         return WorkersFailed("workers_not_started", str(error))
 
 

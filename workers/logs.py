@@ -7,7 +7,7 @@ process are there.
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -57,7 +57,8 @@ class _Tee:
         *whole, self._line = (self._line + text).split("\n")
         if whole:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            os.write(self._file, "".join(f"{now} {line}\n" for line in whole).encode(errors="replace"))
+            with suppress(OSError):  # a full disk must not end what is being logged
+                os.write(self._file, "".join(f"{now} {line}\n" for line in whole).encode(errors="replace"))
         return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:

@@ -11,6 +11,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,8 @@ class RankReporter(Reporter):
         self._first = self._first or (step, now)
         self.last_step = step
         progress = Progress(self._place.generation, self._place.rank, *self._first, step, now)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(progress)))
-        temporary.rename(self._path)
+        with suppress(OSError):  # a full disk must not end a step
+            _put(self._path, asdict(progress))
         super().heartbeat(step)
 
 
@@ -197,9 +197,14 @@ def _leave_note(order: Order, place: Place, step: int | None, error: Exception) 
         log_tail=tail(log_path(order.job_dir, order.attempt, place.rank)),
         time=time.time(),
     )
-    path = attempt_dir(order) / f"failure-{place.generation}-{place.rank}.json"
+    with suppress(OSError):  # the disk may be what failed; the driver then has the exception from Ray alone
+        _put(attempt_dir(order) / f"failure-{place.generation}-{place.rank}.json", asdict(note))
+
+
+def _put(path: Path, value: dict[str, Any]) -> None:
+    """Seen by the driver whole, or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(note)))
+    temporary.write_text(json.dumps(value))
     temporary.rename(path)
 
 

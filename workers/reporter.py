@@ -173,12 +173,14 @@ class Reporter(_Speaker):
         if start:
             self._thread.start()
 
-    def adopt(self) -> int:
-        """Take over what dead processes of this attempt had not sent. Call it only when the worker group is down."""
+    def adopt(self, before_generation: int | None = None) -> int:
+        """Take over what dead processes of this attempt (of older generations only) had not sent; returns how many reports."""
         with self._changed:
             found = 0
             for path in sorted(self._spool.path.parent.glob("g*-r*.jsonl")):
-                if path != self._spool.path and path not in self._adopted:
+                if path == self._spool.path or path in self._adopted:
+                    continue
+                if before_generation is None or int(path.name[1:].partition("-")[0]) < before_generation:
                     reports = _Spool(path).unsent()
                     self._queue.extend(reports)
                     self._adopted.append(path)
