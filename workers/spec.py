@@ -55,12 +55,12 @@ class ModelSpec(Spec):
     """The first k layers have a dense SwiGLU of ``intermediate_size`` in place of experts."""
     intermediate_size: int = Field(default=512, ge=8)
     routed_scaling_factor: float = Field(default=1.0, gt=0)
-    router_bias_update_rate: float = Field(default=0.001, ge=0)
+    router_bias_update_rate: float = Field(default=0.004, ge=0)
     """Step of the auxiliary-loss-free balancing bias (arXiv 2408.15664)."""
     rope_theta: float = Field(default=10_000.0, gt=0)
     rms_norm_eps: float = Field(default=1e-6, gt=0)
     initializer_range: float = Field(default=0.02, gt=0)
-    tie_word_embeddings: bool = True
+    tie_word_embeddings: bool = False
 
     @property
     def resolved_head_dim(self) -> int:
@@ -101,7 +101,7 @@ class TrainingSpec(Spec):
     """Rows in one optimizer step, whatever the number of workers."""
     micro_batch_size: int = Field(default=8, ge=1)
     """Rows in one forward pass of one worker; the unit that the mesh deals out."""
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=4e-3, gt=0)
     min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
     warmup_steps: int = Field(default=10, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
