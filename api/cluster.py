@@ -106,17 +106,22 @@ class LocalCluster:
             file.write(token := secrets.token_hex(32))
         return token
 
-    def ensure(self, timeout: float = START_TIMEOUT_SECONDS, cancelled: threading.Event | None = None) -> ClusterRecord:
-        """Adopt the cluster on record, or start one, and wait until its job API answers.
-
-        Raises ``ClusterFailed`` when it exits, does not answer within ``timeout`` seconds, or ``cancelled`` is set meanwhile.
-        """
+    def begin(self) -> ClusterRecord:
+        """Adopt the cluster on record, or start one, without waiting until it answers. Raises ``ClusterFailed``."""
         self._settings.make_home()
         with locked(self._lock_file):
             record = self.record()
             if record is None or _leader(record) is None:
                 self._end(record)
                 record = self._start()
+            return record
+
+    def ensure(self, timeout: float = START_TIMEOUT_SECONDS, cancelled: threading.Event | None = None) -> ClusterRecord:
+        """Adopt the cluster on record, or start one, and wait until its job API answers.
+
+        Raises ``ClusterFailed`` when it exits, does not answer within ``timeout`` seconds, or ``cancelled`` is set meanwhile.
+        """
+        record = self.begin()
         cancelled = cancelled or threading.Event()
         deadline = time.monotonic() + timeout
         while not self._answers(record):

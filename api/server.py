@@ -1,5 +1,6 @@
 """``python -m api.server``: one service of one home, on record in ``<home>/service.json`` while it runs."""
 
+import contextlib
 import json
 import logging
 import os
@@ -8,15 +9,18 @@ import socket
 import sys
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
-from fastapi import FastAPI
 
 from api import ports
-from api.app import create_app
+from api.cluster import ClusterFailed, LocalCluster
 from api.files import locked, write_atomically
 from api.settings import Settings
 from data.errors import MantaError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 log = logging.getLogger(__name__)
 GRACE_SECONDS = 3
@@ -41,7 +45,7 @@ class PortTaken(MantaError):
 class Server(uvicorn.Server):
     """On record from the moment that it answers until it does no more."""
 
-    def __init__(self, app: FastAPI, settings: Settings, url: str) -> None:
+    def __init__(self, app: "FastAPI", settings: Settings, url: str) -> None:
         # Root logging is set up in main; a line for each request would bury what matters.
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
         super().__init__(config)
@@ -116,6 +120,13 @@ def serve(settings: Settings) -> None:
     with locked(settings.home / "service.lock", wait=False) as alone:
         if not alone:
             raise AlreadyRunning(f"a service of {settings.home} runs already; `manta down` stops it")
+        if settings.ray_address is None:
+            # Ray takes seconds to start: it begins before the application is even imported. What fails here fails again,
+            # and is told, where the service waits for it.
+            with contextlib.suppress(ClusterFailed, OSError):
+                LocalCluster(settings).begin()
+        from api.app import create_app
+
         bound = listen(settings)
         port = bound.getsockname()[1]
         app = create_app(settings, service_url=worker_url(settings, port))
