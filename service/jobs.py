@@ -22,6 +22,7 @@ from service.progress import phase_views
 from service.spec import DataJob, TrainJob
 from service.states import FINAL, LIVE, IllegalTransition, JobState, Reason
 from service.store import JobNotFound, Store, lock_job, wake_queue
+from service.validation import check_plan
 from service.views import JobView, Page
 from workers.attempt import Desired
 
@@ -62,8 +63,9 @@ class Jobs:
     def create(self, spec: TrainJob | DataJob, *, idempotency_key: str | None = None) -> Created:
         """A new queued job. With a known key and the same spec: the job that the key made.
 
-        Raises ``IdempotencyConflict`` (same key, other spec) and ``TooManyJobs``.
+        Raises ``SpecInvalid`` (this version cannot run it), ``IdempotencyConflict`` (same key, other spec), ``TooManyJobs``.
         """
+        check_plan(spec)
         resolved = spec.model_dump(mode="json")
         fingerprint = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
         try:

@@ -12,9 +12,12 @@ from pydantic import BaseModel, ValidationError
 
 from data.errors import MantaError
 from service.spec import DataJob, TrainJob
+from workers.plan import plan
 
 KINDS: dict[str, type[TrainJob] | type[DataJob]] = {"train": TrainJob, "data": DataJob}
 MAX_BYTES = 1 << 20
+MAX_ERRORS = 100
+"""No more are explained: whoever has that many wrong has sent another file."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,13 @@ def parse_spec(text: str | bytes | dict[str, Any], content_type: str | None = No
         raise SpecInvalid(_field_errors(error, document, KINDS[kind])) from None
 
 
+def check_plan(job: TrainJob | DataJob) -> None:
+    """Raise ``SpecInvalid`` with a pointer for each thing that this version cannot run, rather than fail on the cluster."""
+    problems = plan(job).problems if isinstance(job, TrainJob) else []
+    if problems:
+        raise SpecInvalid([FieldError(problem.pointer, problem.detail) for problem in problems])
+
+
 def load(text: str | bytes, content_type: str | None = None) -> Any:
     """The document in ``text``, not yet looked at. Raises ``SpecUnreadable`` with line and column."""
     if len(text) > MAX_BYTES:
@@ -111,10 +121,12 @@ class _Loader(yaml.SafeLoader):
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for name, _ in pairs:
-        if sum(name == each for each, _ in pairs) > 1:
-            _unreadable(f"the key {name!r} is given twice")
-    return dict(pairs)
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for at, name in enumerate(names) if name in names[:at])
+        _unreadable(f"the key {twice!r} is given twice")
+    return unique
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -128,7 +140,7 @@ def _field_errors(error: ValidationError, document: Any, model: type[BaseModel])
     """One entry a place: what a union says for each of its members is joined."""
     details: dict[tuple[str | int, ...], list[str]] = {}
     suggestions: dict[tuple[str | int, ...], str] = {}
-    for each in error.errors(include_url=False):
+    for each in error.errors(include_url=False)[:MAX_ERRORS]:
         path = _path(each["loc"], document, missing=each["type"] == "missing")
         detail, suggestion = _explain(each, path, model)
         if each["type"] == "too_short" and any(path == other[: len(path)] for other in details):

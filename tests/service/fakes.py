@@ -14,7 +14,7 @@ from service.store import Store
 from service.supervisor import Supervisor, SupervisorSettings
 from service.views import JobView
 from workers.attempt import Desired, Order, Report, ReportBatch, ReportKind
-from workers.spec import GpuConfig
+from workers.spec import GpuConfig, TrainingSpec
 
 
 class Clock:
@@ -124,6 +124,7 @@ class Manta:
         return Supervisor(self.store, self.launcher, chosen, clock=self.clock)
 
     def submit(self, name: str = "job", workers: int = 2, **spec: Any) -> str:
+        spec.setdefault("training", TrainingSpec(global_batch_size=64, micro_batch_size=1))  # enough for 64 workers
         job = TrainJob(name=name, gpu_config=GpuConfig(nodes=workers), **spec)
         return self.jobs.create(job).job.id
 

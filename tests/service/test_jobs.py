@@ -10,9 +10,10 @@ from service.jobs import IdempotencyConflict, Jobs, TooManyJobs
 from service.spec import DataJob, TrainJob
 from service.states import IllegalTransition, JobState
 from service.store import JobNotFound
+from service.validation import SpecInvalid
 from tests.service.fakes import Manta
 from workers.attempt import Desired
-from workers.spec import TrainingSpec
+from workers.spec import ParallelSpec, TrainingSpec
 
 S = JobState
 
@@ -25,6 +26,13 @@ def test_a_submitted_job_is_queued_with_its_whole_spec(manta: Manta) -> None:
     assert TrainJob.model_validate(job.spec) == spec
     assert manta.jobs.get(job.id) == job
     assert job.created_at.timestamp() == manta.clock.now
+
+
+def test_a_job_that_this_version_cannot_run_is_refused_before_it_costs_anything(manta: Manta) -> None:
+    with pytest.raises(SpecInvalid) as refused:
+        manta.jobs.create(TrainJob(name="a", parallel_strategy=ParallelSpec(pipeline_parallel=4)))
+    assert [error.pointer for error in refused.value.errors] == ["/parallel_strategy/pipeline_parallel"]
+    assert manta.jobs.list().items == []
 
 
 def test_a_key_makes_one_job_however_often_it_is_sent(manta: Manta) -> None:

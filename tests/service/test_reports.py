@@ -93,7 +93,7 @@ def _reports() -> st.SearchStrategy[list[Report]]:
     )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_order_and_any_repetition_of_batches_gives_the_same_metrics(
     data: st.DataObject, sqlite_store: Store, tmp_path: Path

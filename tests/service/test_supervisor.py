@@ -183,7 +183,7 @@ def test_cancelled_is_not_said_while_the_cluster_cannot_be_asked(manta: Manta) -
     driver.trains(1)
     manta.launcher.away = True
     manta.jobs.cancel(job_id)
-    manta.pass_time(600)
+    manta.pass_time(3 * Budgets().lookup_seconds)
     assert manta.job(job_id).state is S.CANCELLING
     manta.launcher.away = False
     manta.pass_time(15)
@@ -284,8 +284,8 @@ def test_a_failed_look_up_is_not_a_failed_job(manta: Manta) -> None:
     job_id, driver = manta.started()
     driver.trains(1)
     manta.launcher.away = True
-    for step in range(2, 120):  # ten minutes without a launcher, but with reports
-        manta.pass_time(5)
+    for step in range(2, 14):  # twice the time budget without a launcher, but with reports
+        manta.pass_time(10)
         driver.trains(step)
     assert manta.job(job_id).state is S.RUNNING
     manta.launcher.away = False
@@ -332,7 +332,7 @@ def test_cancelling_a_job_whose_attempt_was_given_up_waits_until_that_has_ended(
 def test_while_the_cluster_is_away_nothing_starts_and_nothing_is_spent(manta: Manta) -> None:
     manta.launcher.away = True
     job_id = manta.submit()
-    manta.pass_time(600)
+    manta.pass_time(2 * Budgets().lookup_seconds)
     assert manta.job(job_id).state is S.QUEUED
     assert manta.job(job_id).why_pending == "the cluster does not answer: connection refused"
     manta.launcher.away = False

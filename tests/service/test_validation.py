@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.spec import DataJob, TrainJob
-from service.validation import MAX_BYTES, FieldError, SpecInvalid, SpecUnreadable, parse_spec
+from service.validation import MAX_BYTES, MAX_ERRORS, FieldError, SpecInvalid, SpecUnreadable, parse_spec
 
 
 def _errors(text: str | bytes | dict[str, object], content_type: str | None = None) -> dict[str, FieldError]:
@@ -103,6 +103,11 @@ def test_text_that_is_no_document_says_where(text: str | bytes, content_type: st
         parse_spec(text, content_type)
     assert refused.value.code == "spec_unreadable"
     assert says in refused.value.detail
+
+
+def test_a_document_of_nothing_but_errors_is_answered_with_a_page_of_them() -> None:
+    text = json.dumps({f"k{number}": 1 for number in range(20_000)})
+    assert len(_errors(text, "application/json")) == MAX_ERRORS
 
 
 def test_keys_are_escaped_in_pointers() -> None:
