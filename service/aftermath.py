@@ -43,14 +43,23 @@ def log_tail(job_dir: Path, attempt: int) -> list[str]:
     try:
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
-            return file.read().decode("utf-8", "replace").replace("\x00", "\ufffd").splitlines()[-TAIL_LINES:]
+            return last_lines(file.read().decode("utf-8", "replace"))
     except FileNotFoundError:
         return []
 
 
-def failure(job_dir: Path, attempt: int, decision: Decision, losses: int, message: str) -> dict[str, Any]:
+def last_lines(text: str) -> list[str]:
+    return text.replace("\x00", "\ufffd").splitlines()[-TAIL_LINES:]
+
+
+def headline(message: str) -> str:
+    """The first line of what the launcher says: Ray puts the job's whole log after it."""
+    return message.strip().partition("\n")[0].rstrip(":").replace("\x00", "\ufffd")
+
+
+def failure(attempt: int, decision: Decision, losses: int, message: str, log: list[str]) -> dict[str, Any]:
     """A failed job's ``failure`` when its attempt did not report one."""
-    said = message or "its driver ended without a last word"
+    said = headline(message) or "its driver ended without a last word"
     if decision.outcome == "lost":
         counted = "the job's only attempt was" if losses == 1 else f"all {losses} attempts were"
         detail = f"{counted} lost; the last: {said}"
@@ -58,10 +67,10 @@ def failure(job_dir: Path, attempt: int, decision: Decision, losses: int, messag
         detail = f"attempt {attempt} failed: {said}"
     return {
         "code": decision.reason.value,
-        "detail": detail.replace("\x00", "\ufffd"),
+        "detail": detail,
         "pointer": None,
         "rank": None,
         "node": None,
         "step": None,
-        "log_tail": log_tail(job_dir, attempt),
+        "log_tail": log,
     }

@@ -10,7 +10,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -264,11 +264,25 @@ class Supervisor:
         except LauncherUnavailable as error:
             self._decide(lease, None, error.detail)
             return
+        log: list[str] = []
         if status.state in TERMINAL or status.state == "unknown":
-            aftermath.collect_reports(self._reports, job_directory(self._settings.home, job.id), job.id, attempt.number)
-        self._decide(lease, status, status.message, stopped=stop)
+            directory = job_directory(self._settings.home, job.id)
+            aftermath.collect_reports(self._reports, directory, job.id, attempt.number)
+            log = aftermath.log_tail(directory, attempt.number) or self._printed(attempt)
+        self._decide(lease, status, status.message, log=log, stopped=stop)
 
-    def _decide(self, lease: Lease, status: LaunchStatus | None, message: str, *, stopped: bool = False) -> None:
+    def _printed(self, attempt: Attempt) -> list[str]:
+        """What a driver that died before it had a log told the launcher."""
+        if attempt.outcome is not None:
+            return []
+        try:
+            return aftermath.last_lines(self._launcher.logs(attempt.submission_id))
+        except LauncherUnavailable:
+            return []
+
+    def _decide(
+        self, lease: Lease, status: LaunchStatus | None, message: str, *, log: Sequence[str] = (), stopped: bool = False
+    ) -> None:
         """Write down what the launcher said, and what follows from it. ``status`` None: it did not answer."""
         now = self._clock()
         with self._store.step(lease) as (session, job):
@@ -287,39 +301,30 @@ class Supervisor:
             if decision.to is None:
                 give_back(job, now + next_look(seen, now - job.moved_at, _ago(now, attempt.outcome_at)))
             else:
-                self._close(session, job, attempt, decision, message)
+                self._close(session, job, attempt, decision, message, list(log))
         if decision.to is not None:
             self._store.changed(job.id, lifecycle=True)
 
-    def _close(self, session: Session, job: Job, attempt: Attempt, decision: Decision, message: str) -> None:
+    def _close(self, session: Session, job: Job, attempt: Attempt, decision: Decision, message: str, log: list[str]) -> None:
         """The attempt is over: its row, its workers' rows, and the job's move."""
         now = self._clock()
         assert decision.to is not None
+        said = aftermath.headline(message)
         attempt.gone = decision.gone
         if attempt.state != "ended":
             attempt.state, attempt.outcome, attempt.ended_at = "ended", decision.outcome, now
-            attempt.detail = message or None
-            session.execute(
-                update(Worker)
-                .where(Worker.job_id == job.id, Worker.attempt == attempt.number, Worker.state == "started")
-                .values(state="ended")
-            )
+            attempt.detail = said or None
+            mine = (Worker.job_id == job.id, Worker.attempt == attempt.number, Worker.state == "started")
+            session.execute(update(Worker).where(*mine).values(state="ended"))
         if decision.outcome == "lost":
-            record(
-                session,
-                job.id,
-                now,
-                "attempt_lost",
-                SUPERVISOR,
-                f"attempt {attempt.number} was lost: {message or 'no last word'}",
-            )
+            lost = f"attempt {attempt.number} was lost: {said or 'no last word'}"
+            record(session, job.id, now, "attempt_lost", SUPERVISOR, lost)
         match decision.to:
             case JobState.QUEUED:
                 job.losses += 1
                 job.restarts += 1
             case JobState.FAILED:
-                directory = job_directory(self._settings.home, job.id)
-                job.failure = attempt.failure or aftermath.failure(directory, attempt.number, decision, job.losses + 1, message)
+                job.failure = attempt.failure or aftermath.failure(attempt.number, decision, job.losses + 1, message, log)
             case JobState.SUCCEEDED:
                 job.result = attempt.result
         move(session, job, decision.to, decision.reason, SUPERVISOR, now, f"attempt {attempt.number} {decision.outcome}")

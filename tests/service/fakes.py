@@ -38,6 +38,8 @@ class FakeLauncher:
         self.entrypoints: dict[str, str] = {}
         self.stops: list[str] = []
         self.lookups = 0
+        self.printed = ""
+        self.message = ""
 
     def _answer(self) -> None:
         if self.away:
@@ -53,7 +55,8 @@ class FakeLauncher:
     def status(self, submission_id: str) -> LaunchStatus:
         self.lookups += 1
         self._answer()
-        return LaunchStatus(self.states.get(submission_id, "unknown"))
+        state = self.states.get(submission_id, "unknown")
+        return LaunchStatus(state, self.message if state == "failed" else "")
 
     def stop(self, submission_id: str) -> None:
         self._answer()
@@ -63,7 +66,7 @@ class FakeLauncher:
 
     def logs(self, submission_id: str) -> str:
         self._answer()
-        return ""
+        return self.printed
 
     def capacity(self) -> Capacity:
         self._answer()

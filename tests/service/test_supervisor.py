@@ -270,6 +270,19 @@ def test_when_the_last_attempt_is_lost_the_job_fails_with_its_log(manta: Manta) 
     assert job.failure["log_tail"] == ["one", "two\ufffd"]
 
 
+def test_a_driver_that_died_before_it_had_a_log_is_quoted_from_the_launcher(small: Manta) -> None:
+    job_id, _ = small.started(elastic=ElasticSpec(max_attempts=1))
+    small.launcher.message = "failed with exit code 1, last available logs:\nTraceback ..."
+    small.launcher.printed = "Traceback (most recent call last):\nModuleNotFoundError: No module named 'workers'\n"
+    small.launcher.states[f"manta-{job_id}-1"] = "failed"
+    small.pass_time(3)
+    failure = small.job(job_id).failure
+    assert failure is not None
+    assert failure["detail"] == "the job's only attempt was lost; the last: failed with exit code 1, last available logs"
+    assert failure["log_tail"][-1] == "ModuleNotFoundError: No module named 'workers'"
+    assert small.history.attempts(job_id)[0].detail == "failed with exit code 1, last available logs"
+
+
 def test_a_cluster_that_forgot_a_silent_attempt_has_lost_it(manta: Manta) -> None:
     job_id, driver = manta.started()
     driver.trains(3)
