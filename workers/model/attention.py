@@ -56,8 +56,9 @@ def attend(q_BTHd: torch.Tensor, k_BTGd: torch.Tensor, v_BTGd: torch.Tensor, bor
     """
     B, T, H, d = q_BTHd.shape
     G = k_BTGd.shape[2]
-    flash = _flash_attention()
-    if borders.starts is not None and flash is not None:
+    if borders.starts is not None:
+        flash = _flash_attention()
+        assert flash is not None
         flat = (x.flatten(0, 1) for x in (q_BTHd, k_BTGd, v_BTGd))
         y = flash(
             *flat, borders.starts, borders.starts, max_seqlen_q=borders.longest, max_seqlen_k=borders.longest, causal=True
