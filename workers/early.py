@@ -14,8 +14,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from workers.spec import TrainSpec
 
-MODULES = ("workers.rank", "workers.loop", "torch.distributed.fsdp", "torch._dynamo")
-"""What every rank imports sooner or later; the last one lazily, when its model is sharded."""
+MODULES = ("workers.rank", "workers.loop", "torch.distributed.fsdp", "torch._dynamo", "ray.air._internal.torch_utils")
+"""What every rank imports sooner or later; the last two lazily, when its model is sharded and when it is done."""
 
 
 class TrainWorker:

@@ -65,7 +65,7 @@ def train_fn(config: dict) -> None:
             same = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
             targets = torch.full_like(tokens, IGNORED)
             targets[:, :-1] = torch.where(same, tokens[:, 1:], IGNORED)
-            borders = document_borders(documents, torch.device("cpu"))
+            borders = document_borders(documents, torch.device("cpu"), torch.float32)
             loss, counts = model(Input(tokens, positions, borders, documents >= 0, targets))
             (loss / (targets != IGNORED).sum() / accumulation).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad_norm)
