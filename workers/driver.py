@@ -42,8 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (path,) = sys.argv[1:] if arguments is None else arguments
     order = Order.model_validate_json(Path(path).read_text())
     with logged_to(log_path(order.job_dir, order.attempt, DRIVER_RANK)):
-        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-        logging.getLogger("httpx").setLevel(logging.WARNING)
         signal.signal(signal.SIGTERM, _on_sigterm)
         return _attempt(order)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from torch import distributed as dist
 
 from data.dataset import PackedDataset
@@ -32,13 +33,20 @@ PREPARATION_TIMEOUT = timedelta(hours=24)
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m workers.local", description=__doc__.split("\n")[0])
     parser.add_argument("spec", type=Path, help="a train job's YAML or JSON file")
-    parser.add_argument("--out", type=Path, default=None, help="checkpoints and prepared data (default: runs/NAME)")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="checkpoints, metrics.jsonl and prepared data (default: runs/NAME)"
+    )
     arguments = parser.parse_args()
     rank = int(os.environ.get("RANK", "0"))
     try:
         name, spec = read_job(arguments.spec)
         out = arguments.out or Path("runs") / name
-        outcome = run(spec, out, LocalReporter() if rank == 0 else NullReporter())
+        out.mkdir(parents=True, exist_ok=True)
+        outcome = run(spec, out, LocalReporter(metrics=out / "metrics.jsonl") if rank == 0 else NullReporter())
+    except ValidationError as error:
+        wrong = ["/".join(["", *map(str, each["loc"])]) + ": " + each["msg"] for each in error.errors()]
+        print("\n".join([f"spec_invalid: {arguments.spec}", *wrong]), file=sys.stderr)
+        return 2
     except MantaError as error:
         print(f"{error.code}: {error.detail}" + (f" ({error.pointer})" if error.pointer else ""), file=sys.stderr)
         return 1

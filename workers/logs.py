@@ -4,6 +4,7 @@ Append-only, each line begins with an ISO 8601 time in UTC. Written without a bu
 process are there.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -33,14 +34,21 @@ def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
 
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
-    """Until the end of the block, standard output and error go to ``path`` as well."""
+    """Until the end of the block, standard output and error go to ``path`` as well, and so does all logging from INFO up."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     out, err = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Tee(out, file), _Tee(err, file)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
     try:
         yield
     finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
         sys.stdout, sys.stderr = out, err
         os.close(file)
 

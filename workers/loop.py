@@ -1,5 +1,7 @@
 """The train loop. It knows steps, data, checkpoints and reports; nothing of Ray, and of the mesh only its engine."""
 
+import logging
+import os
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +16,14 @@ from data.tokenizer import Tokenizer
 from workers.attempt import Desired, Phase, Summary
 from workers.checkpoint import CheckpointStore
 from workers.engine import Engine, StepResult
-from workers.evaluate import held_out_loss
+from workers.evaluate import counting_losses, held_out_loss
 from workers.flops import peak_flops, training_flops_per_token
 from workers.generate import sample_texts
 from workers.mesh import Membership, deal
 from workers.reporter import Reports
 from workers.spec import TrainSpec
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 GO, PAUSE, CANCEL = 0, 1, 2
@@ -95,6 +99,11 @@ class _Run:
         started = time.monotonic()
         self.resume()
         engine, training = self.engine, self.spec.training
+        log.info(
+            "rank %d of %d trains from step %d to %d (generation %d, pid %d, %s)",
+            *(self.membership.rank, self.membership.world_size, engine.step, self.total_steps),
+            *(self.membership.generation, os.getpid(), engine.mesh.device),
+        )
         self.reporter.phase(Phase.TRAINING, engine.step, self.total_steps, "steps")
         with closing(prefetch(self.micro_batches, range(engine.step, self.total_steps))) as batches:
             clock = time.perf_counter()
@@ -131,6 +140,15 @@ class _Run:
         self.order.require(state["order"])
         self.engine.load_state_dict(state)
         self.train_loss = state["train_loss"]
+        self.reporter.event(
+            "checkpoint_loaded",
+            f"rank {self.membership.rank} goes on from the checkpoint of step {newest.step}",
+            rank=self.membership.rank,
+            pid=os.getpid(),
+            step=newest.step,
+            path=str(newest.path),
+        )
+        log.info("loaded the checkpoint of step %d from %s", newest.step, newest.path)
 
     def state(self) -> dict[str, Any]:
         """No generator's state: whatever is random is a function of the seed and the step."""
@@ -164,6 +182,7 @@ class _Run:
             return
         if step % self.spec.monitoring.log_interval == 0 or step == self.total_steps:
             rate = self.step_tokens / seconds
+            log.info("step %d of %d: loss %.4f, %.0f tokens/s", step, self.total_steps, result.loss, rate)
             load_LE = result.counts_LE.double() / result.counts_LE.double().mean(dim=-1, keepdim=True).clamp(min=1.0)
             self.report(
                 {
@@ -188,6 +207,8 @@ class _Run:
         """Evaluate the final weights; all ranks take part."""
         eval_loss = held_out_loss(self.engine, self.dataset)
         self.report({"eval_loss": eval_loss})
+        log.info("held-out loss %.4f after %d steps", eval_loss, self.engine.step)
+        unigram_loss, bigram_loss = counting_losses(self.dataset, self.spec.training.eval_rows)
         rate = self.trained_tokens / self.trained_seconds if self.trained_seconds else 0.0
         newest = self.checkpoints.directory / f"step-{self.engine.step:08d}"
         return Summary(
@@ -195,8 +216,8 @@ class _Run:
             tokens=self.engine.step * self.step_tokens,
             train_loss=self.train_loss,
             eval_loss=eval_loss,
-            unigram_loss=self.dataset.manifest.unigram_loss,
-            bigram_loss=self.dataset.manifest.bigram_loss,
+            unigram_loss=unigram_loss,
+            bigram_loss=bigram_loss,
             one_token_context_loss=held_out_loss(self.engine, self.dataset, one_token_context=True),
             tokens_per_second=rate,
             mfu=None if self.mfu_per_rate is None else rate * self.mfu_per_rate,

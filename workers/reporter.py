@@ -117,13 +117,20 @@ class NullReporter(_Speaker):
 
 
 class LocalReporter(_Speaker):
-    """For training without a service: one line a report, heartbeats left out."""
+    """For training without a service: one line a report, heartbeats left out.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    ``metrics``: a file that each step's figures are also appended to, as JSON lines of ``{step, values}``.
+    """
+
+    def __init__(self, stream: TextIO | None = None, metrics: Path | None = None) -> None:
         self._stream = stream or sys.stdout
+        self._metrics = metrics
 
     def _report(self, kind: ReportKind, data: dict[str, Any]) -> None:
         if kind == "metrics":
+            if self._metrics is not None:
+                with self._metrics.open("a") as file:
+                    file.write(json.dumps(data) + "\n")
             figures = "  ".join(f"{name} {value:.6g}" for name, value in data["values"].items())
             print(f"step {data['step']}  {figures}", file=self._stream, flush=True)
         elif kind != "heartbeat":

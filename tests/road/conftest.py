@@ -43,6 +43,8 @@ class House:
     home: Path
     cluster: LocalCluster
     process: subprocess.Popen[bytes] | None = field(default=None)
+    last_word: str = ""
+    """What the service said of its readiness, for a failed test to show."""
 
     def start(self) -> None:
         record = self.cluster.record()
@@ -60,7 +62,9 @@ class House:
         assert self.process.poll() is None, "the service exited"
         try:
             record = json.loads((self.home / "service.json").read_bytes())
-            return record["pid"] == self.process.pid and httpx.get(f"{record['url']}/readyz").is_success
+            answer = httpx.get(f"{record['url']}/readyz")
+            self.last_word = answer.text
+            return record["pid"] == self.process.pid and answer.is_success
         except (OSError, ValueError, httpx.TransportError):
             return False
 

@@ -67,7 +67,7 @@ def test_a_killed_worker_costs_steps_but_changes_no_loss(house: House, tiny: Spe
         house.reaches(job.id, 30)
         victim = next(w for w in client.workers(job.id) if w.rank == 1)
         process = psutil.Process(victim.pid)
-        assert "RayTrainWorker" in " ".join(process.cmdline())
+        assert process.cmdline()[0].startswith("ray::") and "TrainWorker" in process.cmdline()[0]
         process.send_signal(signal.SIGKILL)
         ended = house.ended(job.id)
         workers = client.workers(job.id)
