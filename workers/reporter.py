@@ -28,9 +28,10 @@ logger = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else one line a request
 
 BATCH_REPORTS = 500
-BATCH_SECONDS = 0.25
+BATCH_SECONDS = 0.5
+"""Each batch costs the service a transaction, on a small machine on the cores that train."""
 POLL_SECONDS = 1.0
-"""With nothing to report, ranks that act on ``desired`` ask for it this often."""
+"""With nothing to report, ranks that act on ``desired`` ask for it this often. Heartbeats alone go no oftener either."""
 BACKOFF_SECONDS = (0.25, 5.0)
 UNACCEPTABLE = frozenset({400, 413, 422})
 
@@ -219,12 +220,13 @@ class Reporter(_Speaker):
         """Send one batch, if there is one. Returns how many seconds to wait before the next call."""
         with self._changed:
             batch = [self._queue[i] for i in range(min(len(self._queue), BATCH_REPORTS))]
-            heartbeat, self._heartbeat = self._heartbeat, None
-        queued = len(batch)
-        if heartbeat is not None:
-            batch.append(heartbeat)
-        if not batch and (self._rank > 0 or self._clock() - self._answered_at < POLL_SECONDS):
-            return BATCH_SECONDS
+            queued = len(batch)
+            due = self._clock() - self._answered_at >= POLL_SECONDS
+            if not batch and not (due and (self._rank <= 0 or self._heartbeat)):
+                return BATCH_SECONDS
+            if self._heartbeat is not None:
+                batch.append(self._heartbeat)
+                self._heartbeat = None
         if not self._send(batch):
             first, last = BACKOFF_SECONDS
             self._backoff = min(max(2 * self._backoff, first), last)

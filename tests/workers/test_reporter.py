@@ -190,6 +190,15 @@ def test_only_the_newest_heartbeat_is_sent(make: Make, service: Service) -> None
     assert [report.data["step"] for report in service.stored.values()] == [4]
 
 
+def test_heartbeats_alone_go_once_a_second(make: Make, service: Service, clock: Clock) -> None:
+    reporter = make(rank=1)
+    for step in range(1, 21):
+        reporter.heartbeat(step)
+        reporter.pump()
+        clock.now += 0.25
+    assert [report.data["step"] for report in service.stored.values()] == [1, 5, 9, 13, 17]
+
+
 def test_nothing_is_lost_while_the_service_is_away(make: Make, service: Service) -> None:
     reporter = make()
     service.away = True
