@@ -207,6 +207,8 @@ class LocalCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
             "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_SECONDS),
+            # Ray starts workers at nice 15, behind everything else on the machine, its own helpers included.
+            "RAY_worker_niceness": "0",
             # Draining is for pods that Kubernetes takes away; here the user said stop.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_USAGE_STATS_ENABLED": "0",

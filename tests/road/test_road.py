@@ -67,7 +67,8 @@ def test_a_killed_worker_costs_steps_but_changes_no_loss(house: House, tiny: Spe
         house.reaches(job.id, 30)
         victim = next(w for w in client.workers(job.id) if w.rank == 1)
         process = psutil.Process(victim.pid)
-        assert process.cmdline()[0].startswith("ray::") and "TrainWorker" in process.cmdline()[0]
+        assert process.cmdline()[0].startswith("ray::")
+        assert "TrainWorker" in process.cmdline()[0]
         process.send_signal(signal.SIGKILL)
         ended = house.ended(job.id)
         workers = client.workers(job.id)
@@ -218,7 +219,7 @@ def test_without_ray_the_same_job_has_the_same_losses_and_shards(
     spec_file = tmp_path / "job.yaml"
     spec_file.write_text(yaml.safe_dump(tiny("local")))
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run(
         [*command, "-m", "workers.local", str(spec_file), "--out", str(out)],
         check=True,
