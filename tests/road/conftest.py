@@ -165,6 +165,10 @@ def tiny(corpus: Path) -> Callable[..., dict[str, Any]]:
     return make
 
 
+OF_THE_CLUSTER = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_StatsActor", "_AutoscalingCoordinatorActor")
+"""Ray's own: workers without work, its agents, and Ray Data's two detached actors, which all drivers share."""
+
+
 def attempt_processes(cluster: LocalCluster) -> list[str]:
     """Command lines of drivers and of Ray's actors and tasks on the cluster: what an ended attempt must not leave."""
     lines = []
@@ -173,7 +177,7 @@ def attempt_processes(cluster: LocalCluster) -> list[str]:
             line = " ".join(process.cmdline())
         except psutil.NoSuchProcess:
             continue
-        # Ray renames its worker processes to what they run; idle ones and its own agents stay with the cluster.
-        if "workers.driver" in line or (line.startswith("ray::") and "IDLE" not in line):
+        # Ray renames its worker processes to what they run.
+        if "workers.driver" in line or (line.startswith("ray::") and not any(own in line for own in OF_THE_CLUSTER)):
             lines.append(line)
     return lines
