@@ -1,0 +1,1 @@
+"""Hyperparameter search over training jobs will live here; this release has none."""
