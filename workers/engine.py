@@ -78,7 +78,7 @@ class Engine:
         model.to_empty(device=mesh.device)
         engine = cls(spec, mesh, model)
         if state is not None:
-            engine.load_full_state(state)
+            engine.load_state_dict(state)
         else:
             engine._initialise()
         return engine
@@ -110,6 +110,7 @@ class Engine:
         weight = nominal / max(targets, 1.0)
         norm = math.sqrt(square) * weight if math.isfinite(square) else square
         if not (math.isfinite(norm) and math.isfinite(loss_sum)):
+            self.optimizer.zero_grad()
             raise TrainingDiverged(
                 f"step {self.step + 1}: the loss is {loss_sum / max(targets, 1.0):.4g} and the gradient's norm {norm:.4g};"
                 " lower learning_rate or raise warmup_steps",
@@ -178,6 +179,10 @@ class Engine:
     def state_dict(self) -> dict[str, Any]:
         """The live tensors (DTensors when sharded), by parameter name, and the cursor: a state for torch's distributed
         checkpoint to save, or to load into in place."""
+        # A forward pass without a backward one leaves small models gathered: other parameters than the optimizer's.
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
         moments = {
             name: {moment: self.optimizer.state[p][moment] for moment in ("exp_avg", "exp_avg_sq")}
             for name, p in self.model.named_parameters()
@@ -185,7 +190,7 @@ class Engine:
         return {"model": self.model.state_dict(), "optimizer": moments, "cursor": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over ``state_dict()``'s tensors after a load: same mesh, values in place or replaced."""
+        """Take over ``state_dict()``'s tensors after a load (same mesh, values in place or replaced), or a ``full_state()``'s."""
         mine = self.state_dict()
         self._copy(mine["model"], state["model"])
         for name, moments in mine["optimizer"].items():
@@ -197,9 +202,6 @@ class Engine:
         state = self.state_dict()
         moments = {name: {key: _whole(value) for key, value in pair.items()} for name, pair in state["optimizer"].items()}
         return {**state, "model": {name: _whole(value) for name, value in state["model"].items()}, "optimizer": moments}
-
-    def load_full_state(self, state: Mapping[str, Any]) -> None:
-        self.load_state_dict(state)
 
     def teardown(self) -> None:
         """Leave the group. The process can build again."""

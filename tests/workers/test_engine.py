@@ -101,6 +101,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_is_not_applied() -> None:
         steps(e, 2, 3)
     assert e.step == 2
     torch.testing.assert_close(e.full_state()["model"]["embedding"], before["model"]["embedding"], rtol=0, atol=0)
+    assert all(p.grad is None for p in e.model.parameters()), "the next step starts afresh"
 
 
 def test_state_handed_over_goes_on_exactly() -> None:

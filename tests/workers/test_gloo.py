@@ -45,6 +45,24 @@ def test_two_ranks_then_one_then_two_in_surviving_processes(gloo_pool: GlooPool)
         assert a == pytest.approx(b, rel=TOLERANCE)
 
 
+def evaluate_between_steps(member: Membership, spec: TrainSpec) -> tuple[list[float], float, int]:
+    engine = Engine.build(spec, member, VOCAB)
+    figures = steps(engine, 0, 1)
+    held_out = engine.evaluate(deal(rows(9, 4), member.rank, member.world_size))
+    cursor = engine.full_state()["cursor"]
+    figures += steps(engine, 1, 2)
+    engine.teardown()
+    return [loss for loss, _ in figures], held_out, cursor
+
+
+def test_the_state_can_be_taken_after_an_evaluation_and_training_goes_on(gloo_pool: GlooPool) -> None:
+    (losses, held_out, cursor), same = gloo_pool.run(evaluate_between_steps, tiny_spec())
+    assert (losses, held_out, cursor) == same
+    alone, expected, _ = evaluate_between_steps(Membership(), tiny_spec())
+    assert (losses, cursor) == (pytest.approx(alone, rel=TOLERANCE), 1)
+    assert held_out == pytest.approx(expected, rel=TOLERANCE)
+
+
 def test_bf16_on_two_ranks_stays_near_one(gloo_pool: GlooPool) -> None:
     spec = tiny_spec(precision="bf16")
     (two, state), _ = gloo_pool.run(run_steps, spec, 0, 6, None)
@@ -98,6 +116,13 @@ def test_a_checkpoint_of_two_ranks_is_resumed_by_one(gloo_pool: GlooPool, tiny_d
     assert list(rest.losses) == [4, 5, 6]
     for step, loss in rest.losses.items():
         assert loss == pytest.approx(whole.losses[step], rel=TOLERANCE)
+
+
+def test_evaluations_on_the_way_leave_the_losses_as_they_are(gloo_pool: GlooPool, tiny_data: Path, tmp_path: Path) -> None:
+    (_, plain), _ = gloo_pool.run(run_training, tiny_spec(), tiny_data, tmp_path / "plain")
+    (_, evaluated), _ = gloo_pool.run(run_training, tiny_spec(eval_interval=1), tiny_data, tmp_path / "evaluated")
+    assert list(evaluated.held_out) == [1, 2, 3, 4, 5, 6]
+    assert evaluated.losses == plain.losses
 
 
 @pytest.mark.parametrize(("wish", "kind"), [(Desired.PAUSED, "paused"), (Desired.CANCELLED, "cancelled")])
