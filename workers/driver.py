@@ -4,6 +4,7 @@ Data, tokenizer, shards, then the worker group. Exit code 0 when the attempt end
 order); its outcome is its last report.
 """
 
+import json
 import logging
 import os
 import signal
@@ -12,22 +13,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from data.errors import MantaError
+from data.errors import MantaError, ShardError
+from data.files import write_atomically
+from data.manifest import Manifest, require_rows
 from data.spec import DataSpec, TokenizerSpec
 from workers.attempt import DRIVER_RANK, Desired, Order, Phase
 from workers.early import start_workers, worker_resources
 from workers.logs import log_path, logged_to, tail
-from workers.reporter import Reporter
+from workers.reporter import Reporter, Reports
 from workers.spec import TrainSpec
+
+if TYPE_CHECKING:
+    from data.prepare import OnProgress, Progress
 
 logger = logging.getLogger(__name__)
 
 DELIVERY_SECONDS = 600.0
 """How long an ended attempt waits for a service that is away, to deliver its last words."""
+
+PREPARED = "prepared.json"
+"""In the job's directory: ``{path, hash}`` of its data set, written when that is whole."""
 
 
 class Stopped(SystemExit):
@@ -87,20 +96,57 @@ def _run(order: Order, reporter: Reporter) -> str:
     return run_group(order, spec, prepared, reporter, early).kind
 
 
-def _prepare(order: Order, spec: TrainSpec | None, reporter: Reporter) -> Path:
-    from data.prepare import Progress, prepare
-    from data.ray_executor import RayDataExecutor
+def _prepare(order: Order, spec: TrainSpec | None, reporter: Reports) -> Path:
+    """The data set of the job: what an earlier attempt prepared, whatever has become of the sources since."""
 
-    def on_progress(progress: Progress) -> None:
+    def on_progress(progress: "Progress") -> None:
         reporter.phase(Phase(progress.phase), progress.done, progress.total, progress.unit, progress.reused)
         if reporter.stale or reporter.desired is Desired.CANCELLED:
             raise Stopped("cancelled")
         if reporter.desired is Desired.PAUSED:
             raise Stopped("paused")
 
+    path, manifest = _prepared_before(order, on_progress) or _prepare_now(order, spec, on_progress)
+    if spec is not None:
+        require_rows(manifest, spec.training.global_batch_size)
+    return path
+
+
+def _prepare_now(order: Order, spec: TrainSpec | None, on_progress: "OnProgress") -> tuple[Path, Manifest]:
+    from data.prepare import prepare
+    from data.ray_executor import RayDataExecutor
+
     data = spec.data_pipeline if spec is not None else DataSpec.model_validate(order.spec["data_pipeline"])
     tokenizer = spec.tokenizer if spec is not None else TokenizerSpec.model_validate(order.spec["tokenizer"])
-    return prepare(data, tokenizer, order.prepared_dir, RayDataExecutor(), on_progress).path
+    prepared = prepare(data, tokenizer, order.prepared_dir, RayDataExecutor(), on_progress)
+    record = {"path": str(prepared.path), "hash": prepared.manifest.hash}
+    write_atomically(order.job_dir / PREPARED, json.dumps(record).encode())
+    return prepared.path, prepared.manifest
+
+
+def _prepared_before(order: Order, on_progress: "OnProgress") -> tuple[Path, Manifest] | None:
+    """What the job's record names, if it is still there and still the same."""
+    from data.dataset import PackedDataset
+    from data.prepare import Progress
+
+    try:
+        record = json.loads((order.job_dir / PREPARED).read_text())
+        manifest = PackedDataset.open(Path(record["path"])).manifest
+    except FileNotFoundError:
+        return None
+    except ShardError as error:
+        logger.warning("the data is prepared again: %s", error.detail)
+        return None
+    if manifest.hash != record["hash"]:
+        return None
+    documents = manifest.documents("train") + manifest.documents("held_out")
+    for phase, done, unit in (
+        (Phase.DOCUMENTS, manifest.input_bytes, "bytes"),
+        (Phase.TOKENIZER, 1, "model"),
+        (Phase.SHARDS, documents, "documents"),
+    ):
+        on_progress(Progress(phase.value, done, done, unit, reused=True))
+    return Path(record["path"]), manifest
 
 
 def _report_failure(order: Order, reporter: Reporter, error: MantaError) -> None:
