@@ -1,6 +1,7 @@
 """Manta's Python client: the REST API, typed with the service's own views. Streams outlive a restart of the service."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,7 +230,7 @@ class Client:
                     if not answer.is_success:
                         answer.read()
                         _raise_for(answer)
-                    for message in parse_events(answer.iter_lines()):
+                    for message in parse_events(split_lines(answer.iter_bytes())):
                         waited, pause = 0.0, 0.25
                         if message.event == "end":
                             return
@@ -257,6 +258,25 @@ class Message:
 
     def json(self) -> Any:
         return json.loads(self.data)
+
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+def split_lines(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Lines of an event stream, ended by CRLF, LF or CR and by nothing else; one without its end is dropped.
+
+    ``str.splitlines``, and so ``httpx.Response.iter_lines``, also breaks at U+2028, U+0085 and more, which are text here.
+    """
+    held = b""
+    for chunk in chunks:
+        held += chunk
+        # A CR at the end may be half of a CRLF.
+        whole = held.removesuffix(b"\r")
+        *lines, rest = _LINE_END.split(whole)
+        held = rest + held[len(whole) :]
+        for line in lines:
+            yield line.decode(errors="replace")
 
 
 def parse_events(lines: Iterator[str]) -> Iterator[Message]:

@@ -69,15 +69,16 @@ def read(
     """Up to ``limit`` lines after ``position``, each with the position behind it.
 
     ``directory``: the job's ``logs/``. ``rank`` and ``attempt`` None: all. A last line without its newline is held back unless
-    ``final``: whoever writes it may not be done.
+    it is an older attempt's or ``final``: whoever writes it may not be done. Files that are deleted meanwhile are at their end.
     """
     lines: list[tuple[Position, LogLine]] = []
-    for number in _attempts(directory):
+    attempts = _attempts(directory)
+    for number in attempts:
         if number < position.attempt or attempt not in (None, number):
             continue
         offsets = position.offsets if number == position.attempt else {}
         files = _files(directory / f"attempt-{number}", rank)
-        sources = [_lines(path, of, offsets.get(of, 0), final) for of, path in files]
+        sources = [_lines(path, of, offsets.get(of, 0), final or number != attempts[-1]) for of, path in files]
         for _, of, end, text in itertools.islice(heapq.merge(*sources), limit - len(lines)):
             position = position.after(number, of, end)
             lines.append((position, LogLine(attempt=number, rank=of, text=text)))
@@ -87,14 +88,19 @@ def read(
 
 
 def _attempts(directory: Path) -> list[int]:
-    if not directory.is_dir():
+    return sorted(int(match[1]) for entry in _entries(directory) if (match := _ATTEMPT.fullmatch(entry.name)))
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
         return []
-    return sorted(int(match[1]) for entry in directory.iterdir() if (match := _ATTEMPT.fullmatch(entry.name)))
 
 
 def _files(directory: Path, rank: int | None) -> list[tuple[int, Path]]:
     found = []
-    for path in directory.iterdir():
+    for path in _entries(directory):
         if path.name == "driver.log":
             found.append((DRIVER_RANK, path))
         elif match := _RANK.fullmatch(path.name):
@@ -105,7 +111,11 @@ def _files(directory: Path, rank: int | None) -> list[tuple[int, Path]]:
 def _lines(path: Path, rank: int, offset: int, final: bool) -> Iterator[tuple[str, int, int, str]]:
     """``(timestamp, rank, offset behind the line, text)`` of each line from ``offset``; within a file in the file's order."""
     stamp = ""
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
         file.seek(offset)
         while line := file.readline(CHUNK_BYTES):
             whole = line.endswith(b"\n") or len(line) == CHUNK_BYTES

@@ -7,10 +7,10 @@ import os
 import signal
 import socket
 import sys
-import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import psutil
 import uvicorn
 
 from api import ports
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 3
 """What requests in flight get at the end. Streams are told to end at once."""
 EXIT_USAGE = 2
+EXIT_FAILED = 1
 
 
 class AlreadyRunning(MantaError):
@@ -42,8 +43,15 @@ class PortTaken(MantaError):
     status = 409
 
 
+class SupervisorEnded(MantaError):
+    """The thread that moves jobs is gone: what still answers would take jobs that nobody starts."""
+
+    code = "supervisor_ended"
+    status = 500
+
+
 class Server(uvicorn.Server):
-    """On record from the moment that it answers until it does no more."""
+    """On record from the moment that it answers until it does no more; it ends when its supervisor does."""
 
     def __init__(self, app: "FastAPI", settings: Settings, url: str) -> None:
         # Root logging is set up in main; a line for each request would bury what matters.
@@ -52,16 +60,24 @@ class Server(uvicorn.Server):
         self._app = app
         self._settings = settings
         self._url = url
+        self.lost_supervisor = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        record = {"pid": os.getpid(), "started": time.time(), "url": self._url}
+        record = {"pid": os.getpid(), "started": psutil.Process().create_time(), "url": self._url}
         write_atomically(self._settings.service_file, json.dumps(record))
         log.info("Manta answers at %s (home %s)", self._url, self._settings.home)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._settings.service_file.unlink(missing_ok=True)
         await super().shutdown(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        if not self._app.state.services.supervision.alive():
+            self.lost_supervisor = True
+            self._app.state.services.changes.close()
+            return True
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -115,7 +131,7 @@ def worker_url(settings: Settings, port: int) -> str:
 
 
 def serve(settings: Settings) -> None:
-    """Until SIGTERM or SIGINT. Raises ``AlreadyRunning`` and ``PortTaken``."""
+    """Until SIGTERM or SIGINT. Raises ``AlreadyRunning``, ``PortTaken`` and ``SupervisorEnded``."""
     settings.make_home()
     with locked(settings.home / "service.lock", wait=False) as alone:
         if not alone:
@@ -130,7 +146,12 @@ def serve(settings: Settings) -> None:
         bound = listen(settings)
         port = bound.getsockname()[1]
         app = create_app(settings, service_url=worker_url(settings, port))
-        Server(app, settings, url_of(settings, port)).run([bound])
+        server = Server(app, settings, url_of(settings, port))
+        server.run([bound])
+        if server.lost_supervisor:
+            raise SupervisorEnded(
+                "the supervisor has ended, as its traceback above tells; running jobs go on without the service"
+            )
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:
@@ -146,6 +167,9 @@ def main() -> None:
         logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
         serve(settings)
+    except SupervisorEnded as error:
+        log.critical("%s", error.detail)
+        sys.exit(EXIT_FAILED)
     except MantaError as error:
         print(f"{error.code}: {error.detail}", file=sys.stderr)
         sys.exit(EXIT_USAGE)

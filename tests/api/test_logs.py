@@ -54,6 +54,23 @@ def test_half_a_line_is_held_back_until_it_is_whole_or_the_job_has_ended(tmp_pat
     assert texts(tmp_path) == ["one", "two"]
 
 
+def test_the_torn_last_line_of_a_killed_attempt_comes_once_there_is_a_newer_one(tmp_path: Path) -> None:
+    write(tmp_path, 1, "rank-0.log", "one\nkill")
+    assert texts(tmp_path) == ["one"]
+    write(tmp_path, 2, "rank-0.log", "two\nthr")
+    assert texts(tmp_path) == ["one", "kill", "two"]
+    assert texts(tmp_path, Position(1, {0: 4})) == ["kill", "two"]
+
+
+def test_logs_that_are_deleted_meanwhile_are_at_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 1, "rank-0.log", "one\n")
+    monkeypatch.setattr("api.logs._files", lambda directory, rank: [(0, directory / "rank-0.log"), (1, directory / "gone.log")])
+    assert texts(tmp_path) == ["one"]
+    monkeypatch.undo()
+    monkeypatch.setattr("api.logs._attempts", lambda directory: [1, 2])
+    assert texts(tmp_path) == ["one"]
+
+
 def test_any_interruption_resumes_without_loss_or_repetition(tmp_path: Path) -> None:
     for attempt in (1, 2, 3):
         for rank in (0, 1):
@@ -91,6 +108,13 @@ def test_logs_are_followed_until_the_job_ends(manta: Manta) -> None:
     assert (second.attempt, second.rank, second.text) == (2, 1, "second")
     manta.client.cancel(job.id)
     assert [line.text for line in lines] == ["third without end"]
+
+
+def test_a_line_with_separators_of_other_alphabets_arrives_whole(shared: Manta) -> None:
+    job = shared.job()
+    line = "a\u2028b\u2029c\x85d"
+    write(shared.services.jobs.directory(job.id) / "logs", 1, "rank-0.log", f"{line}\nnext\n")
+    assert [each.text for each in shared.client.stream_logs(job.id, follow=False)] == [line, "next"]
 
 
 def test_logs_without_follow_end_at_the_last_line(shared: Manta) -> None:

@@ -95,6 +95,19 @@ def test_killed_and_started_again_it_has_its_port_and_its_jobs(home: Path, spawn
     assert last.state == "cancelled"
 
 
+def test_a_service_whose_supervisor_ended_ends_too(home: Path) -> None:
+    """Whoever keeps the service up can start it again; one that goes on would take jobs and start none."""
+    code = "import service.supervisor as s; s.Supervisor.tick = lambda self: 1 / 0; import api.server; api.server.main()"
+    environment = os.environ | {"MANTA_HOME": str(home), "MANTA_RAY_ADDRESS": "http://127.0.0.1:1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert "ZeroDivisionError" in ended.stderr
+    assert "the supervisor has ended" in ended.stderr
+    assert not (home / "service.json").exists()
+
+
 def test_bad_settings_end_it_with_one_line(home: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "api.server"]
     environment = os.environ | {"MANTA_HOME": str(home), "MANTA_HOST": "0.0.0.0"}

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.client import Message, parse_events
+from api.client import Message, parse_events, split_lines
 from service.launcher import LaunchStatus
 from service.states import JobState
 from tests.api.conftest import Manta, Start
@@ -38,7 +38,7 @@ def opened(manta: Manta, path: str, last_id: str | None = None) -> Iterator[Iter
     headers = {"Last-Event-ID": last_id} if last_id is not None else {}
     with manta.http.stream("GET", path, headers=headers) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
-        yield parse_events(answer.iter_lines())
+        yield parse_events(split_lines(answer.iter_bytes()))
 
 
 def until(condition: Any) -> None:
@@ -170,6 +170,13 @@ def test_the_client_goes_on_where_a_lost_connection_ended() -> None:
     assert [metric.step for metric in client.stream_metrics("j")] == [1, 2, 3]
     assert asked == [None, "2", "2", "2"]
     assert pauses == sorted(pauses)
+
+
+def test_lines_end_where_the_standard_ends_them_however_the_bytes_arrive() -> None:
+    stream = "a\u2028b\x85c\u2029\x0bd\r\ne\rf\n\ng".encode()
+    for size in range(1, len(stream)):
+        chunks = (stream[at : at + size] for at in range(0, len(stream), size))
+        assert list(split_lines(chunks)) == ["a\u2028b\x85c\u2029\x0bd", "e", "f", ""]
 
 
 def test_the_client_gives_up_on_a_service_that_does_not_come_back() -> None:
