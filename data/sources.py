@@ -107,7 +107,8 @@ def read_file(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[D
         max_bytes: a larger document, as it lies in the file, is bad; no more of it than this is ever in memory.
 
     Raises:
-        OSError: the file has gone or its storage does not answer.
+        OSError: the file has gone or its storage does not answer; another attempt may do better.
+        SourceError: Arrow cannot read what a Parquet file holds. It has no pointer; the caller knows the source's.
     """
     if file.path.startswith(stdlib.PREFIX):
         yield from _read_stdlib(file, source, max_bytes)
@@ -157,8 +158,7 @@ def _read_lines(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator
                 elif line.strip():
                     yield _parse(line, where, source)
         except OSError as error:
-            # Arrow's decompressors raise plain OSError; a real one of the system has an errno.
-            if error.errno is not None:
+            if not _is_arrows(error):
                 raise
             yield Bad("broken_compression", f"{file.path}: cannot be decompressed after line {number}: {error}")
 
@@ -171,6 +171,8 @@ def _parse(line: bytes, where: str, source: SourceSpec) -> Document | Bad:
         value = json.loads(decoded.text)
     except json.JSONDecodeError as error:
         return Bad("broken_json", f"{where}: not JSON: {error.msg} at column {error.colno}")
+    except ValueError as error:  # an integer of more digits than Python converts
+        return Bad("broken_json", f"{where}: not JSON that can be read: {error}")
     except RecursionError:
         return Bad("broken_json", f"{where}: not JSON that can be read: it is nested too deep")
     if not isinstance(value, dict) or source.text_field not in value:
@@ -202,18 +204,29 @@ def _read_parquet(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterat
             for batch in parquet.iter_batches(batch_size=256, columns=[source.text_field]):
                 for scalar in batch.column(0):
                     row += 1
-                    where = f"{file.path}:row {row}"
-                    document = _text_value(scalar.as_py(), where, source)
-                    large = isinstance(document, Document) and len(document.text.encode()) > max_bytes
-                    yield _oversized(where, max_bytes) if large else document
-        except UnicodeDecodeError as error:
-            yield _not_utf8(f"{file.path}:row {row}", error)
+                    yield _parquet_value(scalar, f"{file.path}:row {row}", source, max_bytes)
         except pa.ArrowInvalid as error:
             yield Bad("broken_parquet", f"{file.path}: not Parquet that can be read: {error}")
+        except pa.ArrowException as error:
+            raise SourceError(f"{file.path} cannot be read as Parquet after row {row}: {error}") from error
         except OSError as error:
-            if error.errno is not None:
+            if not _is_arrows(error):
                 raise
             yield Bad("broken_parquet", f"{file.path}: unreadable after row {row}: {error}")
+
+
+def _parquet_value(scalar: Any, where: str, source: SourceSpec, max_bytes: int) -> Document | Bad:
+    try:
+        document = _text_value(scalar.as_py(), where, source)
+    except UnicodeDecodeError as error:
+        return _not_utf8(where, error)
+    large = isinstance(document, Document) and len(document.text.encode()) > max_bytes
+    return _oversized(where, max_bytes) if large else document
+
+
+def _is_arrows(error: OSError) -> bool:
+    """Whether Arrow complains about the bytes: it raises plain ``OSError``. Systems give an errno, time-outs have a class."""
+    return type(error) is OSError and error.errno is None
 
 
 def _open_raw(path: str) -> BinaryIO:

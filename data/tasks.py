@@ -102,14 +102,18 @@ _CLEAN_RESULT = TypeAdapter(CleanResult)
 
 
 class _Stop(Exception):
-    """A bad document where bad documents stop the work, or a file that cannot be read."""
+    """A bad document where bad documents stop the work, or a file that will never do."""
 
     def __init__(self, failure: Failure) -> None:
         self.failure = failure
 
 
 def clean_files(task: CleanTask) -> CleanResult:
-    """Writes ``task.part``: the documents that are left, with the hash that decides over duplicates and splits."""
+    """Writes ``task.part``: the documents that are left, with the hash that decides over duplicates and splits.
+
+    Raises:
+        OSError: a file has gone or its storage does not answer. Nothing is marked as done, so a later attempt goes on here.
+    """
     marker = task.part.with_suffix(".json")
     if marker.is_file():
         return _CLEAN_RESULT.validate_json(marker.read_bytes())
@@ -140,8 +144,8 @@ def _read(task: CleanTask) -> Iterator[Document | Bad]:
     for file in task.files:
         try:
             yield from read_file(file, task.source, task.max_document_bytes)
-        except OSError as error:
-            raise _Stop(Failure(f"{file.path} cannot be read: {error}", _pointer(task, "path"), document=False)) from error
+        except SourceError as error:
+            raise _Stop(Failure(error.detail, _pointer(task, "path"), document=False)) from error
 
 
 def _pointer(task: CleanTask, name: str) -> str:

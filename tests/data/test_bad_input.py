@@ -18,7 +18,7 @@ from tests.data.conftest import Preparation, data_spec, json_lines, texts, write
 GOOD = json_lines(texts(20))
 
 
-def _parquet(**columns: list[object]) -> bytes:
+def _parquet(**columns: list[object] | pa.Array) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)
     return sink.getvalue()
@@ -44,13 +44,20 @@ DOCUMENTS: dict[str, tuple[str, bytes, str, str, str]] = {
         "a.jsonl:21: no field 'text'; it has body, id",
         "sources/0/text_field",
     ),
+    "a number too long": (
+        "a.jsonl",
+        GOOD + b'{"text": "x", "n": %s}\n' % (b"9" * 4301),
+        "broken_json",
+        "a.jsonl:21: not JSON that can be read",
+        "sources/0/path",
+    ),
     "not an object": ("a.jsonl", GOOD + b"[1]\n", "no_text_field", "a.jsonl:21: no field", "sources/0/text_field"),
     "a number": ("a.jsonl", GOOD + b'{"text": 7}\n', "not_text", "field 'text' is int, not text", "sources/0/text_field"),
     "a huge line": (
         "a.jsonl",
         GOOD + json_lines(["x" * 5000]) + json_lines(texts(3, seed=9)),
         "oversized",
-        "a.jsonl:21: a document larger than max_document_bytes (4,096)",
+        "a.jsonl:21: a document larger than max_document_bytes (4,500)",
         "max_document_bytes",
     ),
     "a huge text": ("a.txt", b"word " * 1000, "oversized", "a.txt: a document larger than", "max_document_bytes"),
@@ -77,6 +84,13 @@ DOCUMENTS: dict[str, tuple[str, bytes, str, str, str]] = {
         "sources/0/text_field",
     ),
     "a null": ("a.parquet", _parquet(text=[*texts(3), None]), "not_text", "a.parquet:row 4: field", "sources/0/text_field"),
+    "broken UTF-8 in Parquet": (
+        "a.parquet",
+        _parquet(text=pa.array([*(t.encode() for t in texts(3)), b"caf\xe9 au lait", b"what comes after"]).view(pa.string())),
+        "broken_utf8",
+        "a.parquet:row 4: not UTF-8: byte 0xe9 at 3",
+        "sources/0/path",
+    ),
     "not Parquet": ("a.parquet", b"PAR1 is only its start", "broken_parquet", "a.parquet: not Parquet", "sources/0/path"),
 }
 
@@ -90,14 +104,35 @@ def test_a_bad_document_stops_the_work_or_is_counted(
     other = write(tmp_path / "good.jsonl", json_lines(texts(30, seed=5)))
     sources = (str(path), other)
     with pytest.raises(DocumentError) as raised:
-        preparation(data_spec(*sources, max_document_bytes=4096))
+        preparation(data_spec(*sources, max_document_bytes=4500))
     assert message in raised.value.detail
     assert raised.value.pointer == f"/data_pipeline/{field}"
     assert not any(left.is_dir() for left in (tmp_path / "prepared").iterdir())
 
-    manifest = preparation(data_spec(*sources, max_document_bytes=4096, on_bad_document="drop")).manifest
+    manifest = preparation(data_spec(*sources, max_document_bytes=4500, on_bad_document="drop")).manifest
     assert manifest.drops[reason] == 1
     assert manifest.documents("train") + manifest.documents("held_out") >= 30
+
+
+def test_rows_after_a_broken_string_are_read(tmp_path: Path, preparation: Preparation) -> None:
+    raw = [text.encode() for text in texts(30)]
+    raw[3] = b"caf\xe9 au lait"
+    path = write(tmp_path / "a.parquet", _parquet(text=pa.array(raw).view(pa.string())))
+    manifest = preparation(data_spec(path, on_bad_document="drop")).manifest
+    assert (manifest.documents_read, manifest.drops) == (30, {"broken_utf8": 1})
+
+
+def test_what_arrow_cannot_read_names_the_file(
+    tmp_path: Path, preparation: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(stream: object) -> None:
+        raise pa.ArrowNotImplementedError("an encoding of tomorrow")
+
+    monkeypatch.setattr(pq, "ParquetFile", unknown)
+    path = write(tmp_path / "a.parquet", b"PAR1")
+    with pytest.raises(SourceError, match=r"a\.parquet cannot be read as Parquet .*tomorrow") as raised:
+        preparation(data_spec(path, on_bad_document="drop"))
+    assert raised.value.pointer == "/data_pipeline/sources/0/path"
 
 
 SOURCES: dict[str, tuple[Callable[[Path], str], str]] = {
