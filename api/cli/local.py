@@ -12,11 +12,14 @@ from pathlib import Path
 import psutil
 
 from api.cli.console import CommandError
+from api.files import locked
 from api.settings import Settings
 
 READY_SECONDS = 180.0
 """A cold start of the local cluster on a small machine takes tens of seconds."""
 STOP_SECONDS = 20.0
+SAME_START_SECONDS = 5.0
+"""psutil adds ticks to the boot time, which moves a little with the clock."""
 SERVICE_MODULE = "api.server"
 
 
@@ -47,15 +50,32 @@ def recorded(settings: Settings) -> Service | None:
     try:
         record = json.loads(settings.service_file.read_text())
         service = Service(pid=int(record["pid"]), url=str(record["url"]))
+        started = float(record["started"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return service if _is_service(service.pid) else None
+    return service if _is_service(service.pid, started) else None
 
 
-def _is_service(pid: int) -> bool:
+def _is_service(pid: int, started: float) -> bool:
+    """Whether ``pid`` is a service that began at ``started``: a number that was given out again began at another time."""
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and SERVICE_MODULE in process.cmdline()
+        same = abs(process.create_time() - started) < SAME_START_SECONDS
+        return same and process.status() != psutil.STATUS_ZOMBIE and SERVICE_MODULE in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def services(settings: Settings) -> list[int]:
+    """Processes of every service of this home, also of one that starts and is not on record yet."""
+    found = {process.pid for process in marked("MANTA_HOME", str(settings.home)) if _runs_service(process)}
+    service = recorded(settings)
+    return sorted(found | ({service.pid} if service else set()))
+
+
+def _runs_service(process: psutil.Process) -> bool:
+    try:
+        return SERVICE_MODULE in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
@@ -71,21 +91,27 @@ def answers(url: str) -> bool:
 
 
 def command() -> list[str]:
-    return [sys.executable, "-m", SERVICE_MODULE]
+    """-P: a folder ``api`` or ``data`` where the user happens to be is not ours."""
+    return [sys.executable, "-P", "-m", SERVICE_MODULE]
+
+
+def environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
+    """``base`` and the home, spelled out: ``services`` finds the process by it."""
+    return {**base, "MANTA_HOME": str(settings.home)}
 
 
 def log_file(settings: Settings) -> Path:
     return settings.logs_dir / "service.log"
 
 
-def launch(settings: Settings, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+def launch(settings: Settings, base: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     """Start the service in a session of its own, so that Ctrl-C here is not its end. Its output goes to ``log_file``."""
     settings.make_home()
     with log_file(settings).open("ab") as log:
         return subprocess.Popen(
             command(),
             cwd=settings.home,
-            env={**environment, "MANTA_HOME": str(settings.home)},
+            env=environment(settings, base),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -94,44 +120,54 @@ def launch(settings: Settings, environment: Mapping[str, str]) -> "subprocess.Po
 
 
 def wait_ready(
-    process: "subprocess.Popen[bytes]",
+    process: "subprocess.Popen[bytes] | None",
     settings: Settings,
     *,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
-    ready: Callable[[str], bool] = answers,
+    ready: Callable[[str], bool] | None = None,
 ) -> Service:
-    """Wait until the started service answers ``/readyz``.
+    """Wait until the service of this home answers ``/readyz``: ``process``, or one that was there before it.
 
-    Raises StartFailed, with the end of its log, if it ends before or takes longer than ``READY_SECONDS``.
+    Raises StartFailed, with the end of its log, if none is left or it takes longer than ``READY_SECONDS``.
     """
+    ready = ready or answers
     deadline = clock() + READY_SECONDS
     while clock() < deadline:
-        if process.poll() is not None:
-            tail = log_tail(settings)
-            raise StartFailed(f"the service ended with status {process.returncode} while it started{tail}")
+        ended = process is None or process.poll() is not None
+        if ended and not services(settings):
+            status = "" if process is None else f" with status {process.returncode}"
+            raise StartFailed(f"the service ended{status} while it started{log_tail(settings)}")
         service = recorded(settings)
-        if service is not None and service.pid == process.pid and ready(service.url):
+        if service is not None and ready(service.url):
             return service
         pause(0.25)
     raise StartFailed(f"the service did not get ready in {READY_SECONDS:.0f} s{log_tail(settings)}")
 
 
-def start(settings: Settings) -> Service:
-    """Launch the service and wait for it. If that fails, or Ctrl-C ends the wait, what was started is stopped again.
+def start(settings: Settings) -> tuple[Service, bool]:
+    """The service of this home, ready, and whether this call started it. Two calls at once start one: they take turns.
 
-    Raises StartFailed. A cluster that was there before, perhaps with jobs on it, stays.
+    Raises StartFailed. If the wait fails, or Ctrl-C ends it, what this call started is stopped again, and nothing else:
+    a service or a cluster that was there before, perhaps with jobs on it, stays.
     """
     from api.cluster import LocalCluster
 
-    keep_cluster = bool(LocalCluster(settings).processes())
-    process = launch(settings, os.environ)
-    try:
-        return wait_ready(process, settings)
-    except (KeyboardInterrupt, StartFailed):
-        stop_process(process.pid)
-        stop(settings, keep_cluster=keep_cluster)
-        raise
+    settings.make_home()
+    with locked(settings.home / "start.lock"):
+        if services(settings):
+            return wait_ready(None, settings), False
+        cluster = LocalCluster(settings)
+        had_cluster = bool(cluster.processes())
+        process = launch(settings, os.environ)
+        try:
+            service = wait_ready(process, settings)
+        except (KeyboardInterrupt, StartFailed):
+            stop_process(process.pid)
+            if not had_cluster and not services(settings):
+                cluster.stop()
+            raise
+        return service, service.pid == process.pid
 
 
 def log_tail(settings: Settings, lines: int = 12) -> str:
@@ -159,17 +195,17 @@ def stop_process(pid: int) -> None:
 
 
 def stop(settings: Settings, *, keep_cluster: bool) -> dict[str, bool]:
-    """Stop the service, then the cluster that it started: nothing new can start in between. Tells which of them was there."""
+    """Stop the service, also one that still starts, then the cluster that it started. Tells which of them was there."""
     from api.cluster import LocalCluster
 
-    service = recorded(settings)
-    if service is not None:
-        stop_process(service.pid)
+    running = services(settings)
+    for pid in running:
+        stop_process(pid)
     cluster = LocalCluster(settings)
     had_cluster = bool(cluster.processes()) and not keep_cluster
     if not keep_cluster:
         cluster.stop()
-    return {"service": service is not None, "cluster": had_cluster}
+    return {"service": bool(running), "cluster": had_cluster}
 
 
 def marked(variable: str, value: str) -> list[psutil.Process]:

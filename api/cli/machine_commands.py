@@ -23,17 +23,14 @@ def up(
     from api.settings import Settings
 
     settings = Settings.read()
-    running = local.recorded(settings)
     if foreground:
-        if running is not None:
-            raise local.AlreadyRunning(f"Manta is up already at {running.url} (pid {running.pid}); `manta down` stops it")
+        if there := local.services(settings):
+            raise local.AlreadyRunning(f"a Manta of {settings.home} runs already (pid {there[0]}); `manta down` stops it")
         stderr().print("Ctrl-C stops the service. Jobs and the local cluster go on without it; `manta down` stops the cluster.")
         # This process becomes the service: its signals, its terminal, its exit status.
-        os.execv(local.command()[0], local.command())
-    started = running is None
-    if running is None:
-        with stderr().status("Starting Manta: service and local cluster"):
-            running = local.start(settings)
+        os.execve(local.command()[0], local.command(), local.environment(settings, os.environ))
+    with stderr().status("Starting Manta: service and local cluster"):
+        running, started = local.start(settings)
     facts = {"url": running.url, "pid": running.pid, "home": str(settings.home), "started": started}
     how = "Manta is up" if started else "Manta is up already"
     show(facts, f"{how} at [bold]{running.url}[/] (pid {running.pid}, log {local.log_file(settings)}).", output)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -31,8 +32,9 @@ def spawned() -> Iterator[list["subprocess.Popen[bytes]"]]:
         process.wait()
 
 
-def write_record(settings: Settings, pid: int) -> None:
-    settings.service_file.write_text(json.dumps({"pid": pid, "started": 0.0, "url": "http://127.0.0.1:9"}))
+def write_record(settings: Settings, pid: int, older: float = 0.0) -> None:
+    started = psutil.Process(pid).create_time() - older
+    settings.service_file.write_text(json.dumps({"pid": pid, "started": started, "url": "http://127.0.0.1:9"}))
 
 
 def service_like(spawned: list["subprocess.Popen[bytes]"]) -> "subprocess.Popen[bytes]":
@@ -54,6 +56,9 @@ def test_a_record_counts_only_while_its_process_is_a_service(
     process = service_like(spawned)
     write_record(settings, process.pid)
     assert local.recorded(settings) == local.Service(process.pid, "http://127.0.0.1:9")
+    write_record(settings, process.pid, older=3600.0)  # a service too, but not the one on record
+    assert local.recorded(settings) is None
+    write_record(settings, process.pid)
     process.kill()
     process.wait()
     assert local.recorded(settings) is None
@@ -111,6 +116,58 @@ def test_a_start_that_is_broken_off_leaves_nothing_behind(
     assert not local.psutil.pid_exists(spawned[0].pid)
 
 
+def test_a_start_waits_for_a_service_that_still_starts_and_leaves_it_alone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, spawned: list["subprocess.Popen[bytes]"]
+) -> None:
+    monkeypatch.setenv("MANTA_HOME", str(settings.home))
+    other = service_like(spawned)  # not on record yet
+    assert local.services(settings) == [other.pid]
+    waited: list[object] = []
+
+    def in_vain(process: object, settings: Settings) -> local.Service:
+        waited.append(process)
+        raise local.StartFailed("no")
+
+    monkeypatch.setattr(local, "wait_ready", in_vain)
+    with pytest.raises(local.StartFailed):
+        local.start(settings)
+    assert waited == [None]
+    assert other.poll() is None
+    assert local.stop(settings, keep_cluster=False) == {"service": True, "cluster": False}
+    assert not psutil.pid_exists(other.pid)
+
+
+def test_a_failed_start_ends_its_own_process_and_no_other_service(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, spawned: list["subprocess.Popen[bytes]"]
+) -> None:
+    monkeypatch.setenv("MANTA_HOME", str(settings.home))
+    stopped: list[bool] = []
+    monkeypatch.setattr("api.cluster.LocalCluster.stop", lambda self: stopped.append(True))
+    monkeypatch.setattr(local, "command", lambda: [sys.executable, "-c", "import signal; signal.pause()"])
+
+    def overtaken(process: "subprocess.Popen[bytes]", settings: Settings) -> local.Service:
+        spawned.append(process)
+        service_like(spawned)
+        raise local.StartFailed("no")
+
+    monkeypatch.setattr(local, "wait_ready", overtaken)
+    with pytest.raises(local.StartFailed):
+        local.start(settings)
+    mine, other = spawned
+    assert not psutil.pid_exists(mine.pid)
+    assert other.poll() is None
+    assert stopped == []  # the other's cluster
+
+
+def test_folders_of_the_users_directory_are_not_taken_for_mantas_own(settings: Settings, tmp_path: Path) -> None:
+    for name in ("api", "data"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not this one')")
+    broken = {**os.environ, "MANTA_HOME": str(settings.home), "MANTA_PORT": "many"}
+    ended = subprocess.run(local.command(), cwd=tmp_path, env=broken, capture_output=True, text=True, timeout=60, check=False)
+    assert "settings_invalid: MANTA_PORT" in ended.stderr
+
+
 def test_stopping_asks_first_and_forces_what_does_not_listen(
     spawned: list["subprocess.Popen[bytes]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,6 +210,7 @@ def test_a_second_foreground_start_is_refused(
 ) -> None:
     process = service_like(spawned)
     write_record(settings, process.pid)
+    monkeypatch.setattr(local, "answers", lambda url: True)
     monkeypatch.setenv("MANTA_HOME", str(settings.home))
     ended = CliRunner().invoke(app, ["up", "--foreground"])
     assert ended.exit_code == 1
