@@ -12,32 +12,47 @@ the training thread's collectives, and no process group is needed at all.
 import contextlib
 import io
 import json
-import os
 import pickle
 import shutil
 import threading
+import time
+import uuid
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
-import xxhash
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from data.errors import MantaError
+from workers.checkpoint_files import (
+    MANIFEST,
+    PARTIAL,
+    CheckpointInfo,
+    HashingWriter,
+    is_whole,
+    put,
+    read_info,
+    root_cause,
+    step_of,
+    sync_directory,
+    verify,
+    write_synced,
+)
 
-MANIFEST = "manifest.json"
-_PARTIAL = ".partial"
+__all__ = ["MANIFEST", "CheckpointInfo", "CheckpointStore", "CheckpointWriteError"]
+
 _FENCE = "fence.json"
 _FIRST_POLL_SECONDS = 0.005
 _LAST_POLL_SECONDS = 0.2
+_PATIENCE_SECONDS = 10.0
 
 
 class CheckpointWriteError(MantaError):
@@ -65,15 +80,6 @@ class _Alone:
     world_size: int = 1
 
 
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """A whole checkpoint: ``step`` optimizer steps are done in it; ``bytes`` on disk."""
-
-    step: int
-    path: Path
-    bytes: int
-
-
 Event = dict[str, Any]
 
 
@@ -99,6 +105,8 @@ class CheckpointStore:
         self.asynchronous = asynchronous
         self._on_event = on_event or (lambda event: None)
         self._attempt = attempt
+        self._name = uuid.uuid4().hex
+        self._has_fenced = False
         self._closing = threading.Event()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="manta-checkpoint")
         self._pending: Future[None] | None = None
@@ -126,6 +134,11 @@ class CheckpointStore:
         if pending is not None:
             pending.result()
 
+    def poll(self) -> None:
+        """Raise what a write in the background has raised, if it has ended; waits for nothing."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
     def close(self) -> None:
         """Give up waiting for other ranks, end the writer thread. Call ``wait`` first to keep the write in flight."""
         self._closing.set()
@@ -133,16 +146,16 @@ class CheckpointStore:
 
     def committed(self) -> list[CheckpointInfo]:
         """Committed checkpoints, oldest first. Hashes are not verified."""
-        return sorted((i for p in self.directory.glob("step-*") if (i := _read_info(p))), key=lambda i: i.step)
+        return sorted((i for p in self.directory.glob("step-*") if (i := read_info(p))), key=lambda i: i.step)
 
     def latest(self) -> CheckpointInfo | None:
         """The newest whole checkpoint: its manifest is there and every file has its size and hash."""
         for path in sorted(self.directory.glob("step-*"), reverse=True):
-            if _PARTIAL in path.name:
+            if PARTIAL in path.name:
                 continue
-            if (info := _read_info(path)) is not None and _is_whole(path):
+            if (info := read_info(path)) is not None and is_whole(path):
                 return info
-            self._on_event({"type": "torn", "step": _step_of(path), "path": str(path), "bytes": 0})
+            self._on_event({"type": "torn", "step": step_of(path), "path": str(path), "bytes": 0})
         return None
 
     def load(self, info: CheckpointInfo, state: dict[str, Any]) -> None:
@@ -156,62 +169,88 @@ class CheckpointStore:
 
         Rank 0 of a new worker group calls this before any of its ranks saves.
         """
-        for path in self.directory.glob(f"step-*{_PARTIAL}"):
+        for path in self.directory.glob(f"step-*{PARTIAL}"):
             shutil.rmtree(path, ignore_errors=True)
-        if (self._attempt, generation) > self._fence():
-            text = json.dumps({"attempt": self._attempt, "generation": generation})
-            temporary = self.directory / f"{_FENCE}.{self._attempt}-{generation}"
-            _write_synced(temporary, text.encode())
+        if (self._attempt, generation) >= self._fence():
+            text = json.dumps({"attempt": self._attempt, "generation": generation, "holder": self._name})
+            temporary = self.directory / f"{_FENCE}.{self._name}"
+            write_synced(temporary, text.encode())
             temporary.rename(self.directory / _FENCE)
 
+        self._has_fenced = True
+
     def _fence(self) -> tuple[int, int]:
-        try:
-            fence = json.loads((self.directory / _FENCE).read_text())
-        except FileNotFoundError:
-            return (0, 0)
+        fence = self._read_fence()
         return (fence["attempt"], fence["generation"])
+
+    def _read_fence(self) -> dict[str, Any]:
+        try:
+            fence: dict[str, Any] = json.loads((self.directory / _FENCE).read_text())
+        except FileNotFoundError:
+            return {"attempt": 0, "generation": 0, "holder": None}
+        return fence
+
+    def _is_fenced(self, generation: int) -> bool:
+        """Whether a newer group, or (bare processes started twice) another one of the same number, has taken over."""
+        fence, mine = self._fence(), (self._attempt, generation)
+        return fence > mine or (self._has_fenced and fence == mine and self._read_fence()["holder"] != self._name)
 
     def _write(self, step: int, planner: "_HostCopyPlanner", local_plan: SavePlan, member: Member) -> None:
         name = f"step-{step:08d}"
-        partial = self.directory / f"{name}.a{self._attempt}-g{member.generation}{_PARTIAL}"
+        partial = self.directory / f"{name}.a{self._attempt}-g{member.generation}{PARTIAL}"
         try:
             partial.mkdir(exist_ok=True)
             self._write_rank(partial, planner, local_plan, member)
             if member.rank == 0:
                 self._commit(partial, self.directory / name, step, planner, member)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns an OSError into a RuntimeError
-            cause = _root_cause(error)
-            with contextlib.suppress(OSError):
-                (partial / f"failed-{member.rank}").write_text(str(cause))
-            if member.world_size == 1:
-                shutil.rmtree(partial, ignore_errors=True)  # give the disk back; with peers rank 0's next commit does
+            cause = root_cause(error)
+            self._clear_away(partial, member, str(cause))
             raise CheckpointWriteError(f"checkpoint of step {step} could not be written to {partial}: {cause}") from error
 
+    def _clear_away(self, partial: Path, member: Member, cause: str) -> None:
+        """Give the disk back, this rank's own files first: then there is room for the word that it failed."""
+        with contextlib.suppress(OSError):
+            for file in partial.glob(f"__{member.rank}_*"):
+                file.unlink()
+            (partial / f"failed-{member.rank}").write_text(cause)
+        if member.rank == 0 and self._all_ended(partial, member):
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _all_ended(self, partial: Path, member: Member) -> bool:
+        """Wait until no peer writes to ``partial``; not for ever, as one may have died: then the next fence clears up."""
+
+        def ended(rank: int) -> bool:
+            return (partial / f"done-{rank}").exists() or (partial / f"failed-{rank}").exists()
+
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while partial.exists() and not all(ended(rank) for rank in range(1, member.world_size)):
+            if time.monotonic() > deadline or self._closing.wait(_FIRST_POLL_SECONDS):
+                return False
+        return True
+
     def _write_rank(self, partial: Path, planner: "_HostCopyPlanner", local_plan: SavePlan, member: Member) -> None:
-        writer = _HashingWriter(partial)
+        writer = HashingWriter(partial)
         writer.set_up_storage_writer(member.rank == 0)
         local_plan = writer.prepare_local_plan(local_plan)
-        _put(partial, f"plan-{member.rank}", local_plan)
+        put(partial, f"plan-{member.rank}", local_plan)
         plans = [self._get(partial, f"plan-{rank}", member) for rank in range(member.world_size)]
         # Pure: every rank computes the same global plan, in which each replicated tensor has one writer.
         plans, planner.global_metadata = planner.create_global_plan(plans)
         plan = planner.finish_plan(writer.prepare_global_plan(plans)[member.rank])
         results = writer.write_data(plan, planner).value()
         for file in writer.hashes:
-            _verify(partial / file, writer.hashes[file])
-        _put(partial, f"done-{member.rank}", _Receipt(results, writer.hashes))
+            verify(partial / file, writer.hashes[file])
+        put(partial, f"done-{member.rank}", _Receipt(results, writer.hashes))
 
     def _commit(self, partial: Path, final: Path, step: int, planner: "_HostCopyPlanner", member: Member) -> None:
         receipts: list[_Receipt] = [self._get(partial, f"done-{rank}", member) for rank in range(member.world_size)]
-        writer = _HashingWriter(partial)
+        writer = HashingWriter(partial)
         writer.finish(planner.global_metadata, [receipt.results for receipt in receipts])
         hashes = dict(writer.metadata_hashes())
         for receipt in receipts:
             hashes |= receipt.hashes
         files = {name: {"bytes": size, "xxh3_128": digest} for name, (size, digest) in sorted(hashes.items())}
-        for rank in range(member.world_size):
-            (partial / f"plan-{rank}").unlink()
-            (partial / f"done-{rank}").unlink()
         manifest = {
             "format": 1,
             "step": step,
@@ -220,31 +259,42 @@ class CheckpointStore:
             "generation": member.generation,
             "files": files,
         }
-        _write_synced(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _sync_directory(partial)
+        write_synced(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        for rank in range(member.world_size):
+            (partial / f"plan-{rank}").unlink()
+            (partial / f"done-{rank}").unlink()
+        sync_directory(partial)
         info = CheckpointInfo(step, final, sum(size for size, _ in hashes.values()))
-        if self._fence() > (self._attempt, member.generation):
+        if self._is_fenced(member.generation):
             shutil.rmtree(partial, ignore_errors=True)
             self._on_event({"type": "fenced", "step": step, "path": str(partial), "bytes": 0})
             return
         if final.exists():
-            if _is_whole(final):  # the same step of the same run, saved before a restart
+            if is_whole(final):  # the same step of the same run, saved before a restart
                 shutil.rmtree(partial)
                 return
             shutil.rmtree(final)
         partial.rename(final)
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
         self._on_event({"type": "committed", "step": step, "path": str(final), "bytes": info.bytes})
         self._prune(final)
 
     def _prune(self, newest: Path) -> None:
+        """Keep the last ones up to ``newest``. Whatever is newer was torn when the run went on from before it."""
+        for path in self.directory.glob("step-*"):
+            if PARTIAL in path.name:
+                if step_of(path) <= step_of(newest):
+                    shutil.rmtree(path, ignore_errors=True)
+            elif step_of(path) > step_of(newest):
+                self._delete(path)
         for info in self.committed()[: -self.keep_last]:
-            (info.path / MANIFEST).unlink()  # first, so that a half-deleted checkpoint is a torn one
-            shutil.rmtree(info.path)
-            self._on_event({"type": "deleted", "step": info.step, "path": str(info.path), "bytes": info.bytes})
-        for path in self.directory.glob(f"step-*{_PARTIAL}"):
-            if _step_of(path) <= _step_of(newest):
-                shutil.rmtree(path, ignore_errors=True)
+            self._delete(info.path)
+
+    def _delete(self, path: Path) -> None:
+        info = read_info(path)
+        (path / MANIFEST).unlink(missing_ok=True)  # first, so that a half-deleted checkpoint is a torn one
+        shutil.rmtree(path)
+        self._on_event({"type": "deleted", "step": step_of(path), "path": str(path), "bytes": info.bytes if info else 0})
 
     def _get(self, partial: Path, name: str, member: Member) -> Any:
         """Another rank's file; waits for it. Ends when this store is closed or a rank says that it failed."""
@@ -303,137 +353,3 @@ class _HostCopyPlanner(DefaultSavePlanner):
         if write_item.type == WriteItemType.BYTE_IO:
             return io.BytesIO(self._bytes[write_item.index])
         return self._buffers[write_item.index]
-
-
-class _HashingStream(io.RawIOBase):
-    """Passes writes on to ``file`` and hashes what it was given, so that what the disk holds can be compared with it."""
-
-    def __init__(self, file: io.FileIO) -> None:
-        self._file = file
-        self._hash = xxhash.xxh3_128()
-        self._size = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._hash.update(view)
-        self._size += len(view)
-        written = 0
-        while written < len(view):
-            written += self._file.write(view[written:]) or 0
-        return len(view)
-
-    def tell(self) -> int:
-        return self._size
-
-    def fileno(self) -> int:
-        return self._file.fileno()
-
-    def receipt(self) -> tuple[int, str]:
-        return (self._size, self._hash.hexdigest())
-
-
-class _HashingFileSystem(FileSystem):
-    def __init__(self) -> None:
-        self.hashes: dict[str, tuple[int, str]] = {}
-
-    @contextlib.contextmanager
-    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
-        with open(path, mode, buffering=0) as file:
-            stream = _HashingStream(cast(io.FileIO, file))
-            yield stream
-            self.hashes[Path(path).name] = stream.receipt()
-
-
-class _HashingWriter(FileSystemWriter):
-    """torch's own file system writer, with the hash of every file that it wrote."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, single_file_per_rank=True, sync_files=True)
-        self.fs: _HashingFileSystem = _HashingFileSystem()
-
-    @property
-    def hashes(self) -> dict[str, tuple[int, str]]:
-        return self.fs.hashes
-
-    def metadata_hashes(self) -> dict[str, tuple[int, str]]:
-        """After ``finish``: torch writes its metadata under a temporary name and renames it."""
-        found = {name.removesuffix(".tmp"): receipt for name, receipt in self.hashes.items()}
-        for name, receipt in found.items():
-            _verify(Path(self.path) / name, receipt)
-        return found
-
-
-def _verify(path: Path, expected: tuple[int, str]) -> None:
-    if (found := _hash_file(path)) != expected:
-        raise OSError(f"{path} reads back as {found}, {expected} was written")
-
-
-def _hash_file(path: Path) -> tuple[int, str]:
-    digest, size = xxhash.xxh3_128(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return (size, digest.hexdigest())
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
-
-
-def _read_info(path: Path) -> CheckpointInfo | None:
-    if _PARTIAL in path.name or (manifest := _read_manifest(path)) is None:
-        return None
-    return CheckpointInfo(manifest["step"], path, sum(file["bytes"] for file in manifest["files"].values()))
-
-
-def _is_whole(path: Path) -> bool:
-    if (manifest := _read_manifest(path)) is None:
-        return False
-    try:
-        return all(_hash_file(path / name) == (f["bytes"], f["xxh3_128"]) for name, f in manifest["files"].items())
-    except OSError:
-        return False
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-")[:8])
-
-
-def _put(partial: Path, name: str, value: Any) -> None:
-    """Appears to the other ranks whole: written under another name, then renamed."""
-    temporary = partial / f".{name}"
-    temporary.write_bytes(pickle.dumps(value))
-    temporary.rename(partial / name)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The OSError (with its errno and path) below torch's wrapping, if there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return error

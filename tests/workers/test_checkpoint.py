@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from workers import checkpoint
+from workers import checkpoint_files
 from workers.checkpoint import MANIFEST, CheckpointStore, CheckpointWriteError
 
 
@@ -176,14 +176,14 @@ def test_a_full_disk_fails_the_save_and_leaves_the_older_checkpoints(
 ) -> None:
     store.save(10, state(10.0))
     store.wait()
-    write = checkpoint._HashingStream.write
+    write = checkpoint_files.HashingStream.write
 
     def full(self: Any, data: Any) -> int:
         if self.tell() > 200:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, data)
 
-    monkeypatch.setattr(checkpoint._HashingStream, "write", full)
+    monkeypatch.setattr(checkpoint_files.HashingStream, "write", full)
     store.save(20, state(20.0))
     with pytest.raises(CheckpointWriteError, match=r"step 20 .*step-00000020.*No space left on device") as failure:
         store.wait()
@@ -194,12 +194,43 @@ def test_a_full_disk_fails_the_save_and_leaves_the_older_checkpoints(
 
 
 def test_a_disk_that_lies_is_found_before_the_manifest(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    hash_file = checkpoint._hash_file
-    monkeypatch.setattr(checkpoint, "_hash_file", lambda path: (hash_file(path)[0], "0" * 32))
+    hash_file = checkpoint_files.hash_file
+    monkeypatch.setattr(checkpoint_files, "hash_file", lambda path: (hash_file(path)[0], "0" * 32))
     store.save(20, state(20.0))
     with pytest.raises(CheckpointWriteError, match="reads back as"):
         store.wait()
     assert store.committed() == []
+
+
+def test_the_only_good_checkpoint_is_not_pruned_for_a_newer_torn_one(tmp_path: Path, events: Events) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1, on_event=events.append)
+    store.save(40, state(40.0))
+    store.wait()
+    flip_a_bit(tmp_path / "step-00000040")
+    store.save(20, state(20.0))
+    store.wait()
+    assert loaded(store)["cursor"] == 20
+    assert [info.step for info in store.committed()] == [20]
+    assert events.of("deleted") == [40]
+    store.close()
+
+
+def test_a_failed_write_is_noticed_without_waiting(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = threading.Event()
+
+    def full(*args: Any) -> None:
+        failed.wait()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(CheckpointStore, "_write_rank", full)
+    store.save(20, state(20.0))
+    store.poll()
+    failed.set()
+    assert store._pending is not None
+    store._pending.exception()
+    with pytest.raises(CheckpointWriteError, match="No space left"):
+        store.poll()
+    store.poll()
 
 
 def save_from_ranks(directory: Path, states: list[dict[str, Any]], step: int, events: Events, generation: int = 1) -> None:
@@ -228,17 +259,18 @@ def test_ranks_write_their_own_files_and_share_one_manifest(tmp_path: Path, even
 
 
 def test_one_rank_that_cannot_write_fails_them_all(tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_data = checkpoint.FileSystemWriter.write_data
+    write_data = checkpoint_files.FileSystemWriter.write_data
 
     def fails_on_rank_1(self: Any, plan: Any, planner: Any) -> Any:
         if plan.storage_data.prefix == "__1_":
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_data(self, plan, planner)
 
-    monkeypatch.setattr(checkpoint.FileSystemWriter, "write_data", fails_on_rank_1)
+    monkeypatch.setattr(checkpoint_files.FileSystemWriter, "write_data", fails_on_rank_1)
     with pytest.raises(CheckpointWriteError, match="No space left"):
         save_from_ranks(tmp_path, [state(5.0), state(5.0)], 5, events)
     assert events.of("committed") == []
+    assert list(tmp_path.glob("step-*")) == []  # the disk is given back
 
 
 def test_closing_ends_the_wait_for_a_rank_that_died(tmp_path: Path) -> None:
@@ -277,10 +309,24 @@ def test_a_newer_attempt_fences_any_generation_of_an_older_one(tmp_path: Path) -
     new.close()
 
 
+def test_of_two_runs_with_the_same_numbers_the_later_one_commits(tmp_path: Path, events: Events) -> None:
+    ghost, heir = (CheckpointStore(tmp_path, on_event=events.append) for _ in range(2))
+    ghost.fence(0)
+    heir.fence(0)
+    ghost.save(5, state(5.0))
+    ghost.wait()
+    assert (heir.committed(), events.of("fenced")) == ([], [5])
+    heir.save(5, state(5.0))
+    heir.wait()
+    assert [info.step for info in heir.committed()] == [5]
+    ghost.close()
+    heir.close()
+
+
 def test_the_stream_hashes_exactly_what_it_was_given(tmp_path: Path) -> None:
     with open(tmp_path / "file", "wb", buffering=0) as file:
         assert isinstance(file, io.FileIO)
-        stream = checkpoint._HashingStream(file)
+        stream = checkpoint_files.HashingStream(file)
         stream.write(b"shards ")
         stream.write(memoryview(b"of a model"))
-    assert stream.receipt() == checkpoint._hash_file(tmp_path / "file")
+    assert stream.receipt() == checkpoint_files.hash_file(tmp_path / "file")
