@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -120,22 +121,36 @@ class NullReporter(_Speaker):
 class LocalReporter(_Speaker):
     """For training without a service: one line a report, heartbeats left out.
 
-    ``metrics``: a file that each step's figures are also appended to, as JSON lines of ``{step, values}``.
+    ``metrics``: a file that each step's figures are also appended to, as JSON lines of ``{time, step, values}``
+    (``time``: Unix seconds).
     """
 
-    def __init__(self, stream: TextIO | None = None, metrics: Path | None = None) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, metrics: Path | None = None, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self._stream = stream or sys.stdout
         self._metrics = metrics
+        self._clock = clock
 
     def _report(self, kind: ReportKind, data: dict[str, Any]) -> None:
         if kind == "metrics":
             if self._metrics is not None:
                 with self._metrics.open("a") as file:
-                    file.write(json.dumps(data) + "\n")
+                    file.write(json.dumps({"time": self._clock(), **data}) + "\n")
             figures = "  ".join(f"{name} {value:.6g}" for name, value in data["values"].items())
             print(f"step {data['step']}  {figures}", file=self._stream, flush=True)
         elif kind != "heartbeat":
             print(f"{kind} {json.dumps(data)}", file=self._stream, flush=True)
+
+
+class _Answer(Enum):
+    """What became of a batch."""
+
+    DONE = "done"
+    AWAY = "away"
+    """To be sent again."""
+    REFUSED = "refused"
+    """Would be refused for ever, and hold up everything behind it."""
 
 
 class Reporter(_Speaker):
@@ -172,7 +187,9 @@ class Reporter(_Speaker):
         self._adopted: list[Path] = []
         self._closing = False
         self._flushing = False
+        self._ended = False
         self._backoff = 0.0
+        self._batch_reports = BATCH_REPORTS
         self._answered_at = -math.inf
         self._spool = _Spool(Path(spool_dir) / f"g{generation}-r{rank}.jsonl")
         self._queue.extend(self._spool.unsent())
@@ -197,6 +214,7 @@ class Reporter(_Speaker):
         return found
 
     def _report(self, kind: ReportKind, data: dict[str, Any]) -> None:
+        data = _encodable(data)
         with self._changed:
             if self.stale:
                 return
@@ -219,7 +237,7 @@ class Reporter(_Speaker):
     def pump(self) -> float:
         """Send one batch, if there is one. Returns how many seconds to wait before the next call."""
         with self._changed:
-            batch = [self._queue[i] for i in range(min(len(self._queue), BATCH_REPORTS))]
+            batch = [self._queue[i] for i in range(min(len(self._queue), self._batch_reports))]
             queued = len(batch)
             due = self._clock() - self._answered_at >= POLL_SECONDS
             if not batch and not (due and (self._rank <= 0 or self._heartbeat)):
@@ -227,11 +245,16 @@ class Reporter(_Speaker):
             if self._heartbeat is not None:
                 batch.append(self._heartbeat)
                 self._heartbeat = None
-        if not self._send(batch):
+        answer = self._send(batch)
+        if answer is _Answer.AWAY:
             first, last = BACKOFF_SECONDS
             self._backoff = min(max(2 * self._backoff, first), last)
             return self._backoff
         self._backoff = 0.0
+        if answer is _Answer.REFUSED and queued > 1:  # one of them is to blame, or all of them are too much at once
+            self._batch_reports = queued // 2
+            return 0.0
+        self._batch_reports = min(2 * self._batch_reports, BATCH_REPORTS)
         with self._changed:
             self._answered_at = self._clock()
             arrived = [self._queue.popleft() for _ in range(queued)]
@@ -248,8 +271,7 @@ class Reporter(_Speaker):
             self._changed.notify_all()
         return 0.0 if more else BATCH_SECONDS
 
-    def _send(self, batch: list[Report]) -> bool:
-        """True if the service is done with these reports, False if they must be sent again."""
+    def _send(self, batch: list[Report]) -> "_Answer":
         try:
             response = self._client.post(
                 self._url,
@@ -258,37 +280,42 @@ class Reporter(_Speaker):
             )
         except httpx.HTTPError as error:
             logger.debug("the service is away: %s", error)
-            return False
+            return _Answer.AWAY
         if response.status_code == 200:
             try:
                 self.desired = ReportAnswer.model_validate_json(response.content).desired
             except ValidationError:  # another program answers on this port
-                return False
-            return True
+                return _Answer.AWAY
+            return _Answer.DONE
         if response.status_code == 409:
             self.stale = True
             logger.warning("this attempt is over: %s", response.text)
-            return True
-        if response.status_code in UNACCEPTABLE:  # would be refused forever, and hold up everything behind it
+            return _Answer.DONE
+        if response.status_code in UNACCEPTABLE:
             logger.error("the service refused %d reports: %s", len(batch), response.text)
-            return True
-        return False
+            return _Answer.REFUSED
+        return _Answer.AWAY
 
     def _run(self) -> None:
-        while True:
-            delay = self.pump()
-            with self._changed:
-                if self._closing:
-                    return
-                self._changed.wait_for(lambda: self._closing or (self._flushing and self._backoff == 0.0), delay)
+        try:
+            while True:
+                delay = self.pump()
+                with self._changed:
+                    if self._closing:
+                        return
+                    self._changed.wait_for(lambda: self._closing or (self._flushing and self._backoff == 0.0), delay)
+        finally:
+            with self._changed:  # however it ends, nobody waits for it any longer
+                self._ended = True
+                self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
         with self._changed:
             self._flushing = True
             self._changed.notify_all()
-            arrived = self._changed.wait_for(lambda: not self._queue, timeout)
+            self._changed.wait_for(lambda: not self._queue or self._ended, timeout)
             self._flushing = False
-        return arrived
+            return not self._queue
 
     def close(self, timeout: float = 5.0) -> bool:
         arrived = self.flush(timeout)
@@ -302,6 +329,15 @@ class Reporter(_Speaker):
         if arrived:
             self._spool.remove()
         return arrived
+
+
+def _encodable(value: Any) -> Any:
+    """``value`` with every lone surrogate (a log's undecodable byte, say) replaced: JSON is UTF-8 and has no place for one."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {_encodable(key): _encodable(each) for key, each in value.items()}
+    return [_encodable(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 class _Spool:

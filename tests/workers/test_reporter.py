@@ -34,6 +34,7 @@ class Service:
         self.desired = Desired.RUNNING
         self.status = 200
         self.away = False
+        self.refuses: int | None = None
         self.headers: list[httpx.Headers] = []
         self.paths: list[str] = []
 
@@ -44,7 +45,10 @@ class Service:
         self.paths.append(request.url.path)
         if self.status != 200:
             return httpx.Response(self.status, json={"code": "stale_attempt"})
-        for report in ReportBatch.model_validate_json(request.content).reports:
+        reports = ReportBatch.model_validate_json(request.content).reports
+        if any(report.kind == "metrics" and report.data["step"] == self.refuses for report in reports):
+            return httpx.Response(422)
+        for report in reports:
             self.received += 1
             self.stored.setdefault((report.generation, report.rank, report.sequence), report)
         return httpx.Response(200, json={"desired": self.desired})
@@ -244,6 +248,43 @@ def test_a_report_that_can_never_be_stored_does_not_hold_up_the_others(make: Mak
     assert service.steps() == [2]
 
 
+def test_of_many_reports_only_the_one_to_blame_is_given_up(make: Make, service: Service) -> None:
+    reporter = make()
+    service.refuses = 13
+    for step in range(20):
+        reporter.metrics(step, {"loss": 1.0})
+    while reporter.pump() == 0.0:
+        pass
+    assert service.steps() == [step for step in range(20) if step != 13]
+    for step in range(20, 60):  # and batches grow again
+        reporter.metrics(step, {"loss": 1.0})
+    service.paths.clear()
+    while reporter.pump() == 0.0:
+        pass
+    assert service.steps()[-1] == 59
+    assert len(service.paths) < 8
+
+
+def test_text_that_is_no_unicode_is_reported_as_well_as_can_be(make: Make, service: Service) -> None:
+    reporter = make()
+    reporter.failure("worker_failed", "byte \udc80", log_tail=["also \udcff here"], **{"key \ud800": 1})
+    reporter.pump()
+    (report,) = service.stored.values()
+    assert (report.data["detail"], report.data["log_tail"], report.data["key ?"]) == ("byte ?", ["also ? here"], 1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_closing_does_not_wait_for_a_thread_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unforeseen(self: Reporter) -> float:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(Reporter, "pump", unforeseen)
+    reporter = Reporter(order(tmp_path), 1, 0, tmp_path / "spool")
+    reporter.metrics(1, {"loss": 1.0})
+    assert reporter.close(timeout=threading.TIMEOUT_MAX) is False
+    assert (tmp_path / "spool" / "g1-r0.jsonl").exists()
+
+
 def test_a_stale_attempt_learns_it_and_falls_silent(make: Make, service: Service) -> None:
     reporter = make()
     reporter.metrics(1, {"loss": 1.0})
@@ -324,6 +365,13 @@ def test_the_printing_reporter_has_one_line_a_report() -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 8
     assert lines[1] == "step 1  loss 2"
+
+
+def test_the_printing_reporter_keeps_figures_with_their_time(tmp_path: Path) -> None:
+    reporter = LocalReporter(io.StringIO(), tmp_path / "metrics.jsonl", clock=Clock())
+    reporter.metrics(3, {"loss": 2.0})
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line == {"time": 1000.0, "step": 3, "values": {"loss": 2.0}}
 
 
 @pytest.fixture
