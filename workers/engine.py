@@ -190,7 +190,7 @@ class Engine:
         return {"model": self.model.state_dict(), "optimizer": moments, "cursor": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over ``state_dict()``'s tensors after a load (same mesh, values in place or replaced), or a ``full_state()``'s."""
+        """Take over the tensors of a ``state_dict()`` (same mesh, values in place or replaced) or of a ``full_state()``."""
         mine = self.state_dict()
         self._copy(mine["model"], state["model"])
         for name, moments in mine["optimizer"].items():

@@ -1,19 +1,28 @@
 """Who takes part, and the process group and device mesh that they form."""
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import PrefixStore
 
+from data.errors import MantaError
 from workers.compat_torch import create_group, create_mesh
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 T = TypeVar("T")
+
+
+class GpuMissing(MantaError):
+    """The job asks for GPUs, and there is none where a rank runs."""
+
+    code: ClassVar[str] = "gpu_missing"
+    status: ClassVar[int] = 409
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +48,15 @@ class Mesh:
 
     @classmethod
     def form(cls, membership: Membership, *, use_gpu: bool) -> "Mesh":
-        """Meet the other ranks; torch's default group is not touched. ``use_gpu`` counts only where CUDA is available."""
+        """Meet the other ranks; torch's default group is not touched. Raises GpuMissing."""
         device = torch.device("cpu")
-        if use_gpu and torch.cuda.is_available():
+        if use_gpu:
+            if not torch.cuda.is_available():
+                raise GpuMissing(
+                    f"torch finds no GPU for rank {membership.rank} on node {socket.gethostname()}; check the driver there and"
+                    " CUDA_VISIBLE_DEVICES, or set gpus_per_node 0 to train on CPUs",
+                    pointer="/gpu_config/gpus_per_node",
+                )
             device = torch.device("cuda", membership.local_rank % torch.cuda.device_count())
             torch.cuda.set_device(device)
         if membership.world_size == 1:

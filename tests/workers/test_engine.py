@@ -1,5 +1,6 @@
 """One optimizer step: what it weighs, what it agrees on, what it refuses."""
 
+import socket
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from data.dataset import Batch
 from tests.workers.tiny import VOCAB, rows, run_steps, steps, tiny_spec
 from workers.engine import Engine, TrainingDiverged
-from workers.mesh import Membership, deal
+from workers.mesh import GpuMissing, Membership, deal
 
 ALONE = Membership()
 
@@ -120,6 +121,15 @@ def test_one_token_context_is_a_model_that_sees_one_token() -> None:
     alone = e.logits(tokens[0, :-1, None])[:, 0]
     losses = torch.nn.functional.cross_entropy(alone, tokens[0, 1:], reduction="none")
     assert e.evaluate([batch], one_token_context=True) == pytest.approx(losses[mask[0]].mean().item(), rel=1e-5)
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    spec = tiny_spec()
+    spec = spec.model_copy(update={"gpu_config": spec.gpu_config.model_copy(update={"gpus_per_node": 1})})
+    with pytest.raises(GpuMissing, match=f"no GPU for rank 0 on node {socket.gethostname()}") as caught:
+        Engine.build(spec, ALONE, VOCAB)
+    assert (caught.value.code, caught.value.pointer) == ("gpu_missing", "/gpu_config/gpus_per_node")
 
 
 def test_an_ordered_list_is_dealt_in_contiguous_slices_of_equal_length() -> None:
