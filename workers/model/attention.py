@@ -66,7 +66,11 @@ def attend(q_BTHd: torch.Tensor, k_BTGd: torch.Tensor, v_BTGd: torch.Tensor, bor
         return y.view(B, T, H, d)
     assert borders.mask_BTT is not None
     q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BTGd, v_BTGd))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=borders.mask_BTT[:, None], enable_gqa=G != H).transpose(1, 2)
+    if q.is_cuda and G != H:
+        # With a mask and grouped heads only SDPA's slowest kernel is left on CUDA; expanded heads keep the efficient one.
+        k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))
+    mask = borders.mask_BTT[:, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=k.shape[1] != H).transpose(1, 2)
 
 
 class Attention(nn.Module):
