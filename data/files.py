@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -40,12 +40,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def checksum(path: Path) -> str:
-    """xxh3-128 of a file's bytes, as 32 hexadecimal digits."""
+def checksum(path: Path, pulse: Callable[[], None] | None = None) -> str:
+    """xxh3-128 of a file's bytes, as 32 hexadecimal digits. ``pulse`` is called after each MiB."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            if pulse is not None:
+                pulse()
     return digest.hexdigest()
 
 

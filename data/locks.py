@@ -2,7 +2,7 @@
 
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,10 +10,10 @@ _POLL_SECONDS = 0.2
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, pulse: Callable[[], None]) -> Iterator[None]:
     """Holds an exclusive lock on ``path``. The kernel lets go of it when the process ends, however it ends.
 
-    Waiting polls, so that a signal handler that raises ends it.
+    Waiting polls, and calls ``pulse`` each time: what that raises, or a signal handler, ends the wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -22,5 +22,6 @@ def locked(path: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                pulse()
                 time.sleep(_POLL_SECONDS)
         yield

@@ -8,6 +8,7 @@ and then uses the first one's, and one that was killed goes on where it stopped.
 import json
 import platform
 import shutil
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from data.errors import MantaError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
 from data.locks import locked
-from data.manifest import FILE_NAME, FORMAT, SPLITS, TOKENIZER_NAME, Cell, Count, Manifest, ShardInfo, Split, require_rows
+from data.manifest import FILE_NAME, FORMAT, SPLITS, TOKENIZER_NAME, Cell, Count, Manifest, ShardInfo, Split
 from data.ngrams import held_out_losses
 from data.selection import sample
 from data.sources import InputFile, list_files
@@ -32,10 +33,9 @@ from data.spec import DataSpec, TokenizerSpec
 from data.tasks import CleanResult, PackTask, clean_files, pack_documents, read_texts
 from data.tokenizer import Tokenizer, train_tokenizer
 
-__all__ = ["Executor", "Prepared", "Progress", "prepare", "require_rows"]
-
 # Cleaned text and markers, below the growing directory; gone when the data set is whole.
 _SCRATCH = "scratch"
+_PULSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,17 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
         SourceError: a source does not exist, is empty or of no known format; the tokenizer cannot be trained or loaded.
         DocumentError: a document is broken and ``on_bad_document`` is ``error``; the message names file and line.
         NotEnoughData: nothing is left to train on, in all or of one cell, or nothing to hold out.
+        OSError: storage does not answer, or is full; what is done is kept, and the next call goes on there.
+
+    ``on_progress`` is called about once a second before there is progress too: raising in it stops the preparation.
     """
-    files = [list_files(source, f"/data_pipeline/sources/{i}") for i, source in enumerate(data.sources)]
+    pulse = _pulse(on_progress)
+    pulse()
+    files = [list_files(source, f"/data_pipeline/sources/{i}", pulse) for i, source in enumerate(data.sources)]
     identity = _identity(data, tokenizer, files)
     root = root.absolute()
     final = root / identity
-    with locked(root / f".{identity}.lock"):
+    with locked(root / f".{identity}.lock", pulse):
         if final.exists():
             prepared = Prepared(final, True, PackedDataset.open(final).manifest)
             _report_reuse(prepared.manifest, on_progress)
@@ -82,13 +87,26 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             corpus = _documents(data, files, work / _SCRATCH, executor, on_progress)
             model = _tokenizer(tokenizer, data, corpus, work, on_progress)
         except MantaError:
-            # The same input will never do; what is mended has another identity.
+            # The same input will never do; what is mended has another identity. (Storage that fails raises OSError.)
             shutil.rmtree(work, ignore_errors=True)
             raise
         shards = _shards(data, corpus, work, executor, on_progress)
         manifest = _manifest(identity, data, corpus, shards, files, model, work)
         _commit(manifest, work, final)
     return Prepared(final, False, manifest)
+
+
+def _pulse(on_progress: OnProgress) -> Callable[[], None]:
+    """Says, at most once a second, that the documents are to begin."""
+    due = 0.0
+
+    def pulse() -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + _PULSE_SECONDS
+            on_progress(Progress("documents", 0, None, "bytes"))
+
+    return pulse
 
 
 def _identity(data: DataSpec, tokenizer: TokenizerSpec, files: list[list[InputFile]]) -> str:
@@ -135,7 +153,7 @@ def _tokenizer(spec: TokenizerSpec, data: DataSpec, corpus: Corpus, work: Path, 
     if not path.is_file():
         write_atomically(path, Path(spec.path).read_bytes() if spec.path else _train(spec, data, corpus))
     on_progress(Progress("tokenizer", 1, 1, "model"))
-    return Tokenizer.load(path)
+    return Tokenizer(path.read_bytes())
 
 
 def _train(spec: TokenizerSpec, data: DataSpec, corpus: Corpus) -> bytes:

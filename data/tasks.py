@@ -21,7 +21,7 @@ from data.files import U64, atomic, write_atomically
 from data.manifest import ShardInfo, Split
 from data.selection import Ints, text_hash
 from data.shards import write_shard
-from data.sources import InputFile, read_file
+from data.sources import InputFile, read_file, require_unchanged
 from data.spec import SourceSpec
 from data.stages import Length, Normalise, clean
 from data.tokenizer import Tokenizer
@@ -144,6 +144,7 @@ def _read(task: CleanTask) -> Iterator[Document | Bad]:
     for file in task.files:
         try:
             yield from read_file(file, task.source, task.max_document_bytes)
+            require_unchanged(file)
         except SourceError as error:
             raise _Stop(Failure(error.detail, _pointer(task, "path"), document=False)) from error
 

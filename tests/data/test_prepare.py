@@ -1,15 +1,20 @@
 """One spec, one directory, the same bytes: whoever prepares it, how often, and however often it is stopped."""
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
+from data import sources
+from data.errors import SourceError
 from data.executors import Executor, SerialExecutor
 from data.files import checksum
+from data.locks import locked
 from data.prepare import Prepared, Progress, prepare
 from data.spec import DataSpec, SourceSpec, TokenizerSpec
 from tests.data.conftest import Preparation, data_spec, json_lines, texts, write
@@ -57,7 +62,7 @@ def test_progress_counts_up_to_the_whole_of_each_phase(spec: DataSpec, preparati
         done = [step.done for step in steps if step.phase == phase]
         assert done == sorted(done)
         assert done[0] == 0
-        assert done[-1] == next(step.total for step in steps if step.phase == phase)
+        assert done[-1] == [step.total for step in steps if step.phase == phase][-1]
     assert not any(step.reused for step in steps)
 
 
@@ -67,7 +72,7 @@ def test_a_second_preparation_uses_the_first(spec: DataSpec, preparation: Prepar
     second = preparation(spec, steps)
     assert (first.reused, second.reused) == (False, True)
     assert (first.path, first.manifest) == (second.path, second.manifest)
-    assert [(step.phase, step.reused, step.done == step.total) for step in steps] == [
+    assert [(step.phase, step.reused, step.done == step.total) for step in steps if step.total is not None] == [
         ("documents", True, True),
         ("tokenizer", True, True),
         ("shards", True, True),
@@ -149,6 +154,86 @@ def test_what_was_done_before_a_stop_is_not_done_again(spec: DataSpec, tmp_path:
     assert part.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "mount gone"), TimeoutError()], ids=["errno", "time-out"])
+def test_storage_that_fails_is_no_users_error_and_costs_only_what_it_hit(
+    error: OSError, spec: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = sources._open_raw
+
+    def failing(path: str) -> BinaryIO:
+        if path.endswith(".gz"):
+            raise error
+        return opened(path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sources, "_open_raw", failing)
+        with pytest.raises(type(error)) as raised:
+            prepared_in(tmp_path / "a", spec, SerialExecutor())
+    assert raised.value is error
+    [part] = (tmp_path / "a").glob("*/scratch/documents-*.arrow")
+    before = part.stat().st_mtime_ns
+    with pytest.raises(KeyboardInterrupt):
+        prepared_in(tmp_path / "a", spec, StopAfter(2))
+    assert part.stat().st_mtime_ns == before
+    assert prepared_in(tmp_path / "a", spec, SerialExecutor()).manifest.documents_read == 260
+
+
+class ChangeFirst:
+    """Something happens between listing and reading."""
+
+    def __init__(self, change: Callable[[], object]) -> None:
+        self.change = change
+
+    def map(self, fn: Callable[[Any], Any], shards: Sequence[Any]) -> Iterator[Any]:
+        self.change()
+        return map(fn, shards)
+
+
+def test_a_file_that_changes_under_the_reader_is_named(spec: DataSpec, tmp_path: Path) -> None:
+    file = tmp_path / "en" / "2.jsonl"
+    changed = ChangeFirst(lambda: write(file, json_lines(texts(41, seed=50))))
+    with pytest.raises(SourceError, match=r"en/2\.jsonl changed while it was read") as raised:
+        prepared_in(tmp_path / "a", spec, changed)
+    assert raised.value.pointer == "/data_pipeline/sources/0/path"
+    assert not any(left.is_dir() for left in (tmp_path / "a").iterdir())
+
+
+def test_a_file_that_is_only_touched_is_the_same(spec: DataSpec, tmp_path: Path) -> None:
+    touched = ChangeFirst(lambda: os.utime(tmp_path / "en" / "2.jsonl", ns=(1, 1)))
+    assert prepared_in(tmp_path / "a", spec, touched).manifest.documents_read == 260
+
+
+class Stop(Exception):
+    pass
+
+
+def _stop_at(call: int) -> Callable[[Progress], None]:
+    calls: list[Progress] = []
+
+    def on_progress(progress: Progress) -> None:
+        calls.append(progress)
+        if len(calls) == call:
+            raise Stop
+
+    return on_progress
+
+
+@pytest.mark.parametrize("call", [1, 2, 9])
+def test_listing_can_be_stopped(call: int, spec: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.prepare._PULSE_SECONDS", 0.0)
+    with pytest.raises(Stop):
+        prepare(spec, TOKENIZER, tmp_path / "a", SerialExecutor(), _stop_at(call))
+    assert not (tmp_path / "a").exists()
+
+
+def test_waiting_for_the_lock_can_be_stopped(tmp_path: Path) -> None:
+    def pulse() -> None:
+        raise Stop
+
+    with locked(tmp_path / "lock", pulse), pytest.raises(Stop), locked(tmp_path / "lock", pulse):
+        pass
+
+
 def test_the_order_of_work_does_not_matter(spec: DataSpec, tmp_path: Path) -> None:
     one, other = (prepared_in(tmp_path / name, spec, e) for name, e in (("a", SerialExecutor()), ("b", Backwards())))
     assert files(one.path) == files(other.path)
@@ -181,11 +266,11 @@ def test_duplicates_are_dropped_across_sources_unless_told_otherwise(tmp_path: P
 
 
 def test_sources_of_one_cell_add_their_weights(tmp_path: Path, preparation: Preparation) -> None:
-    sources = [
+    given = [
         SourceSpec(path=write(tmp_path / f"{i}.jsonl", json_lines(texts(20, seed=i))), weight=0.2, domain=domain)
         for i, domain in enumerate(["web", "books", "web"])
     ]
-    assert [(cell.name, cell.weight) for cell in preparation(data_spec(*sources)).manifest.cells] == [
+    assert [(cell.name, cell.weight) for cell in preparation(data_spec(*given)).manifest.cells] == [
         ("en/web", 0.4),
         ("en/books", 0.2),
     ]
