@@ -39,6 +39,15 @@ def require_token(request: Request, credentials: Credentials) -> None:
         raise Unauthorized("the bearer token is wrong")
 
 
+def may_see_details(request: Request, credentials: Credentials) -> bool:
+    """Whether an answer that everybody gets may say more to this one."""
+    try:
+        require_token(request, credentials)
+    except (Unauthorized, ForeignOrigin):
+        return False
+    return True
+
+
 def attempt_token(credentials: Credentials) -> str:
     """The attempt's own token of a report; the store knows whether it is right. Raises ``Unauthorized``."""
     if credentials is None:
@@ -49,14 +58,21 @@ def attempt_token(credentials: Credentials) -> str:
 def _require_local(request: Request) -> None:
     # Any page that the user's browser shows can send requests to 127.0.0.1. Its Origin gives it away, and the Host does where
     # it has a name of its own resolve to loopback (DNS rebinding).
-    hosts = [request.headers.get("host", "")]
+    addresses = [f"//{request.headers.get('host', '')}"]
     if (origin := request.headers.get("origin")) is not None:
-        hosts.append(urlsplit(origin).netloc)
-    for host in hosts:
-        if not is_loopback(urlsplit(f"//{host}").hostname or ""):
-            raise ForeignOrigin(
-                f"without MANTA_TOKEN this service answers its own machine only, not {host or 'an unnamed host'}"
-            )
+        addresses.append(origin)
+    for address in addresses:
+        if not is_loopback(_host(address)):
+            name = address.removeprefix("//") or "an unnamed host"
+            raise ForeignOrigin(f"without MANTA_TOKEN this service answers its own machine only, not {name}")
+
+
+def _host(address: str) -> str:
+    """The host of a URL; empty where it has none or is no URL, such as ``//[``."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _same(given: str, expected: str) -> bool:

@@ -31,6 +31,8 @@ def problem(
     title = HTTPStatus(status).phrase
     fields = [FieldProblem.model_validate(_mapping(entry)) for entry in errors]
     body = Problem(type=f"urn:manta:problem:{code}", title=title, status=status, detail=detail, code=code, errors=fields)
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers = {"WWW-Authenticate": "Bearer", **(headers or {})}
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS), **(headers or {})}
     return ProblemResponse(body.model_dump(exclude_none=True), status_code=status, headers=headers)

@@ -1,10 +1,14 @@
 """What is done to every request: bodies are bounded, answers are counted."""
 
 import time
+from http import HTTPMethod
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_METHODS = frozenset(HTTPMethod)
+"""What a client makes up is no label: each would be a series for good."""
 
 
 class BodyLimit:
@@ -50,8 +54,9 @@ class RequestMetrics:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = _template(scope)
-                self._requests.labels(scope["method"], route, message["status"]).inc()
-                self._seconds.labels(scope["method"], route).observe(time.perf_counter() - began)
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                self._requests.labels(method, route, message["status"]).inc()
+                self._seconds.labels(method, route).observe(time.perf_counter() - began)
             await send(message)
 
         await self._app(scope, receive, counted)

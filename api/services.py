@@ -5,7 +5,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -22,13 +22,15 @@ from api.settings import Settings
 from api.stream import Changes
 from service.history import History
 from service.jobs import Jobs
-from service.launcher import Launcher
+from service.launcher import Launcher, LauncherUnavailable
 from service.reports import Reports
 from service.store import JobNotFound, Store
 from service.supervisor import Supervisor, SupervisorSettings
 
 STOP_SECONDS = 2.0
 """How long the end of the service waits for the supervisor's step. It may wait for a cluster that hangs, and loses nothing."""
+
+CLUSTER_CHECK_SECONDS = 1.0
 
 
 @dataclass
@@ -72,6 +74,32 @@ class Supervision(Supervisor):
         return time.monotonic() - self._ticked_at
 
 
+class ClusterCheck:
+    """Whether the cluster takes jobs, asked of it at most once in ``CLUSTER_CHECK_SECONDS``: anybody may ask for readiness."""
+
+    def __init__(self, launcher: Launcher, keeper: ClusterKeeper | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._launcher = launcher
+        self._keeper = keeper
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._last: tuple[float, str] | None = None
+
+    def __call__(self) -> str:
+        """``ok``, or what is wrong."""
+        with self._lock:
+            if self._last is None or self._clock() - self._last[0] >= CLUSTER_CHECK_SECONDS:
+                self._last = self._clock(), self._look()
+            return self._last[1]
+
+    def _look(self) -> str:
+        try:
+            self._launcher.capacity()
+        except LauncherUnavailable as error:
+            failure = self._keeper.failure if self._keeper is not None else None
+            return failure or error.detail
+        return "ok"
+
+
 @dataclass(frozen=True)
 class Services:
     settings: Settings
@@ -81,7 +109,7 @@ class Services:
     reports: Reports
     launcher: Launcher
     supervision: Supervision
-    keeper: ClusterKeeper | None
+    cluster_check: ClusterCheck
     changes: Changes
     metrics: Metrics
 
@@ -109,7 +137,8 @@ def opened(settings: Settings, metrics: Metrics, service_url: str, launcher: Lau
     stack.callback(changes.close)
     jobs = Jobs(store, settings.home, max_unfinished=settings.max_unfinished_jobs)
     metrics.registry.register(StateCollector(jobs, supervision, changes))
-    return Services(settings, store, jobs, History(store), Reports(store), launcher, supervision, keeper, changes, metrics)
+    check = ClusterCheck(launcher, keeper)
+    return Services(settings, store, jobs, History(store), Reports(store), launcher, supervision, check, changes, metrics)
 
 
 def _ray(settings: Settings, stack: ExitStack) -> tuple[Launcher, ClusterKeeper | None]:

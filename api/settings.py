@@ -54,8 +54,8 @@ class Settings(BaseSettings):
     """For clients: the service to talk to; None is this machine's, found through ``service.json``."""
     token: SecretStr | None = None
     """The bearer token that every request must carry. None switches authentication off, on loopback only."""
-    database_url: str | None = None
-    """SQLAlchemy URL; None is SQLite at ``<home>/manta.db``."""
+    database_url: SecretStr | None = None
+    """SQLAlchemy URL, often with a password; None is SQLite at ``<home>/manta.db``."""
     ray_address: str | None = None
     """``http://host:8265`` of an existing cluster's dashboard; None starts and keeps a local cluster."""
     ray_token: SecretStr | None = None
@@ -95,7 +95,9 @@ class Settings(BaseSettings):
 
     @cached_property
     def store_url(self) -> str:
-        return self.database_url or f"sqlite:///{self.home / 'manta.db'}"
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home / 'manta.db'}"
 
     @property
     def jobs_dir(self) -> Path:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -9,12 +10,12 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 from api import docs
-from api.auth import require_token
+from api.auth import may_see_details, require_token
 from api.services import Services, Use
-from service.launcher import LauncherUnavailable
 
 router = APIRouter(tags=["system"])
 log = logging.getLogger(__name__)
+WITHHELD = "not ok; with the token this says why"
 
 
 class Alive(BaseModel):
@@ -22,7 +23,7 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """``checks`` says ``ok`` or what is wrong, by part."""
+    """``checks`` says ``ok`` or what is wrong, by part; to who may not use the service, only that something is."""
 
     ready: bool
     checks: dict[str, str]
@@ -35,13 +36,15 @@ def healthz() -> Alive:
 
 
 @router.get("/readyz", operation_id="readyz", responses={503: {"model": Ready, "description": "Not yet, or no longer"}})
-def readyz(use: Use, response: Response) -> Ready:
+def readyz(use: Use, response: Response, details: Annotated[bool, Depends(may_see_details)]) -> Ready:
     """The store answers, the supervisor lives, the cluster takes jobs."""
     parts: dict[str, Callable[[Services], str]] = {"store": _store, "supervisor": _supervisor, "cluster": _cluster}
     checks = {name: check(use) for name, check in parts.items()}
     ready = all(state == "ok" for state in checks.values())
     if not ready:
         response.status_code = 503
+    if not details:
+        checks = {name: state if state == "ok" else WITHHELD for name, state in checks.items()}
     return Ready(ready=ready, checks=checks)
 
 
@@ -70,9 +73,4 @@ def _supervisor(use: Services) -> str:
 
 
 def _cluster(use: Services) -> str:
-    try:
-        use.launcher.capacity()
-    except LauncherUnavailable as error:
-        failure = use.keeper.failure if use.keeper is not None else None
-        return failure or error.detail
-    return "ok"
+    return use.cluster_check()

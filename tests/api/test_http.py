@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.conftest import Manta, Start
+from api.services import CLUSTER_CHECK_SECONDS, ClusterCheck
+from tests.api.conftest import FakeLauncher, Manta, Start
 
 JSON = {"content-type": "application/json"}
 YAML = {"content-type": "application/yaml"}
@@ -110,7 +111,7 @@ def test_what_a_state_does_not_allow_is_409(shared: Manta) -> None:
     assert shared.http.post(f"/jobs/{job.id}:pause").json()["state"] == "paused"
     assert shared.http.post(f"/jobs/{job.id}:resume").json()["state"] == "queued"
     assert shared.http.post(f"/jobs/{job.id}:cancel").json()["state"] == "cancelled"
-    problem(shared.http.post(f"/jobs/{job.id}:cancel"), 409, "illegal_transition")
+    assert shared.http.post(f"/jobs/{job.id}:cancel").json()["state"] == "cancelled"
     assert shared.http.post(f"/jobs/{job.id}:retry").json()["state"] == "queued"
     shared.http.post(f"/jobs/{job.id}:cancel")
     assert shared.http.delete(f"/jobs/{job.id}").status_code == 204
@@ -181,7 +182,9 @@ def test_every_route_asks_for_the_token(start: Start, header: dict[str, str]) ->
     for path in ("/jobs", "/jobs/x", "/jobs/x/logs", "/jobs/x/metrics/stream"):
         problem(manta.http.get(path, headers=header), 401, "unauthorized")
     problem(manta.http.post("/jobs", json={"name": "x"}, headers=header), 401, "unauthorized")
-    problem(httpx.get(f"{manta.url}/metrics", headers=header), 401, "unauthorized")
+    refused = httpx.get(f"{manta.url}/metrics", headers=header)
+    problem(refused, 401, "unauthorized")
+    assert refused.headers["www-authenticate"] == "Bearer"
     assert httpx.get(f"{manta.url}/healthz").status_code == 200
     assert manta.http.get("/jobs", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
@@ -195,6 +198,8 @@ def test_every_route_asks_for_the_token(start: Start, header: dict[str, str]) ->
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Host": "evil.example"}, 403),
+        ({"Host": "["}, 403),
+        ({"Origin": "http://["}, 403),
     ],
 )
 def test_without_a_token_pages_of_other_sites_are_refused(shared: Manta, headers: dict[str, str], status: int) -> None:
@@ -215,8 +220,31 @@ def test_readyz_says_what_is_missing(start: Start) -> None:
         "ready": False,
         "checks": {"store": "ok", "supervisor": "ok", "cluster": "no cluster in this test"},
     }
-    manta.launcher.cpus = 4
-    assert httpx.get(f"{manta.url}/readyz").json()["ready"] is True
+
+
+def test_readyz_tells_who_has_no_token_only_whether(start: Start) -> None:
+    manta = start(token=TOKEN)
+    bare = httpx.get(f"{manta.url}/readyz")
+    assert (bare.status_code, bare.json()["ready"], bare.json()["checks"]["store"]) == (503, False, "ok")
+    assert "no cluster" not in bare.text
+    assert "no cluster" in httpx.get(f"{manta.url}/readyz", headers={"Authorization": f"Bearer {TOKEN}"}).text
+
+
+def test_the_cluster_is_asked_once_a_second_however_often_readiness_is() -> None:
+    launcher, now = FakeLauncher(), [0.0]
+    check = ClusterCheck(launcher, None, clock=lambda: now[0])
+    assert check() == "no cluster in this test"
+    launcher.cpus = 4
+    assert check() != "ok"
+    now[0] = CLUSTER_CHECK_SECONDS
+    assert check() == "ok"
+
+
+def test_a_method_that_nobody_knows_is_no_series_of_its_own(manta: Manta) -> None:
+    manta.http.request("BREW", "/jobs")
+    text = httpx.get(f"{manta.url}/metrics").text
+    assert 'method="other"' in text
+    assert "BREW" not in text
 
 
 def test_prometheus_counts_jobs_requests_and_the_supervisor(manta: Manta) -> None:

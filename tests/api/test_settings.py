@@ -58,3 +58,9 @@ def test_picked_ports_are_free_and_different() -> None:
         with ports.picked(50) as others:
             assert not set(picked) & set(others)
         assert all(ports.FIRST <= port <= ports.LAST for port in picked)
+
+
+def test_the_databases_password_is_not_shown(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, database_url="postgresql://manta:hunter2@db/manta")
+    assert "hunter2" not in repr(settings)
+    assert settings.store_url == "postgresql://manta:hunter2@db/manta"
