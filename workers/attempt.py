@@ -58,7 +58,9 @@ class Report(BaseModel):
 
     - ``phase``: ``{phase, done, total, unit, reused}``: progress within a phase; ``reused`` when nothing had to be done.
     - ``metrics``: ``{step, values: {loss, learning_rate, grad_norm, tokens, tokens_per_second, mfu, ...}}``; of a repeated
-      step the newest generation's stand. Held-out figures are metrics too (``eval_loss``).
+      step the newest generation's stand. Held-out figures are metrics too (``eval_loss``). ``step_seconds``, from which
+      ``tokens_per_second`` and ``mfu`` follow, is all of the time since the step before (data, reports, the copy for a
+      checkpoint) but for evaluations.
     - ``event``: ``{type, message, ...}``, e.g. ``worker_died`` with ``{rank, pid, node, step, cost_seconds, lost_steps}``.
     - ``worker``: ``{pid, node, host, state: started|ended|died}`` of the reporting rank (or of ``data.rank``).
     - ``heartbeat``: ``{step}``.
@@ -108,5 +110,4 @@ class Summary(BaseModel):
     mfu: float | None
     checkpoint: str
     samples: list[str]
-    restarts: int
     seconds: float

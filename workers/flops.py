@@ -1,48 +1,33 @@
-"""Floating-point operations a token, and what a device could do: the halves of model FLOPs utilisation (arXiv 2204.02311)."""
+"""What a device could compute: the lower half of model FLOPs utilisation (arXiv 2204.02311). The upper is in ``plan``."""
 
+import re
 import time
 
 import torch
 
-from workers.spec import ModelSpec, TrainSpec
+from workers.spec import TrainSpec
 
-# Dense bf16 tensor-core peaks in TFLOP/s, from the vendors' data sheets; the first name found in the device's is taken.
+# Dense peaks in TFLOP/s, (bf16, fp32), from the vendors' data sheets; the first whose words are all in the device's name is
+# taken. torch computes fp32 products without TF32 unless told to, and Manta does not tell it to.
 KNOWN_PEAKS = {
-    "GB200": 2500.0,
-    "B200": 2250.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100": 989.0,
-    "H800": 989.0,
-    "A100": 312.0,
-    "A800": 312.0,
-    "L40S": 362.0,
-    "L4": 121.0,
-    "A10": 125.0,
-    "4090": 165.0,
-    "V100": 125.0,
-    "T4": 65.0,
-    "MI300X": 1307.0,
+    "GB200": (2500.0, 80.0),
+    "B200": (2250.0, 75.0),
+    "H200": (989.0, 67.0),
+    "H100 PCIe": (756.0, 51.0),
+    "H100 NVL": (835.0, 60.0),
+    "H100": (989.0, 67.0),
+    "H800": (989.0, 67.0),
+    "A100": (312.0, 19.5),
+    "A800": (312.0, 19.5),
+    "L40S": (362.0, 91.6),
+    "L40": (181.0, 90.5),
+    "L4": (121.0, 30.3),
+    "A10": (125.0, 31.2),
+    "4090": (165.0, 82.6),
+    "V100": (125.0, 15.7),
+    "T4": (65.0, 8.1),
+    "MI300X": (1307.0, 163.4),
 }
-
-
-def matrix_parameters(model: ModelSpec, vocab_size: int) -> tuple[int, int]:
-    """Parameters in matrix products (embedding look-ups left out, head counted): (all, those that one token uses)."""
-    d, width = model.hidden_size, model.moe_intermediate_size
-    heads = (2 * model.num_attention_heads + 2 * model.num_key_value_heads) * model.resolved_head_dim
-    dense_layers = model.first_k_dense_replace
-    moe_layers = model.num_hidden_layers - dense_layers
-    common = model.num_hidden_layers * d * heads + dense_layers * 3 * d * model.intermediate_size + vocab_size * d
-    fixed = moe_layers * (d * model.n_routed_experts + 3 * d * width * model.n_shared_experts)
-    expert = moe_layers * 3 * d * width
-    return common + fixed + expert * model.n_routed_experts, common + fixed + expert * model.num_experts_per_tok
-
-
-def training_flops_per_token(model: ModelSpec, vocab_size: int, sequence_length: int) -> float:
-    """Forward and backward: 6 a matrix parameter in use, and causal attention's scores and sums over half the row."""
-    _, active = matrix_parameters(model, vocab_size)
-    attention = 6 * model.num_hidden_layers * model.num_attention_heads * model.resolved_head_dim * sequence_length
-    return 6.0 * active + attention
 
 
 def peak_flops(spec: TrainSpec, device: torch.device) -> float | None:
@@ -52,8 +37,15 @@ def peak_flops(spec: TrainSpec, device: torch.device) -> float | None:
         return float(stated) * 1e12
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        return next((peak * 1e12 for key, peak in KNOWN_PEAKS.items() if key in name), None)
+        return known_peak(name, spec.training.precision)
     return measured_matrix_rate(torch.bfloat16 if spec.training.precision == "bf16" else torch.float32)
+
+
+def known_peak(device_name: str, precision: str) -> float | None:
+    """FLOP/s of a GPU by the name that its driver gives it (e.g. ``NVIDIA A100-SXM4-80GB``); None if it is not known."""
+    words = set(re.split(r"[\s-]+", device_name))
+    peaks = next((peaks for key, peaks in KNOWN_PEAKS.items() if words.issuperset(key.split())), None)
+    return None if peaks is None else peaks[precision != "bf16"] * 1e12
 
 
 def measured_matrix_rate(dtype: torch.dtype, size: int = 1024, repeats: int = 4) -> float:

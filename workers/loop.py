@@ -2,24 +2,29 @@
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
 
 from data.dataset import Batch, PackedDataset
+from data.errors import MantaError
 from data.manifest import require_rows
 from data.order import SampleOrder
 from data.tokenizer import Tokenizer
 from workers.attempt import Desired, Phase, Summary
-from workers.checkpoint import CheckpointStore
+from workers.checkpoint import CheckpointInfo, CheckpointStore
 from workers.engine import Engine, StepResult
 from workers.evaluate import counting_losses, held_out_loss
-from workers.flops import peak_flops, training_flops_per_token
+from workers.flops import peak_flops
 from workers.generate import sample_texts
 from workers.mesh import Membership, deal
+from workers.plan import flops_per_token
 from workers.reporter import Reports
 from workers.spec import TrainSpec
 
@@ -28,6 +33,13 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 GO, PAUSE, CANCEL = 0, 1, 2
 """What rank 0 tells the others with every step's all-reduce."""
+
+
+class CheckpointMissing(MantaError):
+    """A rank does not see the checkpoint that all are to go on from."""
+
+    code: ClassVar[str] = "checkpoint_missing"
+    status: ClassVar[int] = 409
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ def train(
 
     Called by every rank of ``membership``. The losses are a function of spec, data and world size alone, whatever restarts
     there were. Raises MantaError where the user can mend it (``NotEnoughData``, ``TrainingDiverged``, ``ShardError`` for a
-    checkpoint of other data, ``CheckpointWriteError``).
+    checkpoint of other data, ``CheckpointWriteError``, ``CheckpointMissing``).
     """
     require_rows(dataset.manifest, spec.training.global_batch_size)
     tokenizer = Tokenizer.load(dataset.tokenizer_path)
@@ -90,7 +102,7 @@ class _Run:
         self.step_tokens = spec.training.global_batch_size * spec.data_pipeline.sequence_length
         self.train_loss = float("nan")
         self.trained_tokens, self.trained_seconds = 0, 0.0
-        flops = training_flops_per_token(spec.model, tokenizer.vocab_size, spec.data_pipeline.sequence_length)
+        flops = flops_per_token(spec.model, tokenizer.vocab_size, spec.data_pipeline.sequence_length)
         peak = peak_flops(spec, engine.mesh.device)
         self.mfu_per_rate = None if peak is None else flops / (peak * membership.world_size)
 
@@ -110,8 +122,8 @@ class _Run:
             for batch in batches:
                 self.hooks.on_step(engine.step + 1)
                 result = engine.train_step(batch, signal=self.wanted())
-                now = time.perf_counter()
-                self.report_step(result, now - clock)
+                last, clock = clock, time.perf_counter()
+                self.report_step(result, clock - last)
                 done = engine.step == self.total_steps
                 stop = result.signal if not done else GO
                 if done or stop == PAUSE or engine.step % self.spec.checkpoint.interval == 0:
@@ -120,8 +132,9 @@ class _Run:
                     self.checkpoints.wait()
                     return Outcome("paused" if stop == PAUSE else "cancelled", None, engine.step)
                 if training.eval_interval and engine.step % training.eval_interval == 0 and not done:
+                    before = time.perf_counter()
                     self.report({"eval_loss": held_out_loss(engine, self.dataset)})
-                clock = time.perf_counter() if engine.step % self.spec.checkpoint.interval else now
+                    clock += time.perf_counter() - before
         summary = self.summary(started)
         self.checkpoints.wait()
         if self.membership.rank == 0:
@@ -129,10 +142,8 @@ class _Run:
         return Outcome("succeeded", summary, engine.step)
 
     def resume(self) -> None:
-        """Rank 0 shuts out ghosts of earlier generations; all load the newest whole checkpoint."""
-        if self.membership.rank == 0:
-            self.checkpoints.fence(self.membership.generation)
-        newest = self.checkpoints.latest()
+        """Rank 0 shuts out ghosts of earlier generations and chooses the newest whole checkpoint; all load that very one."""
+        newest = self.choose_checkpoint()
         if newest is None:
             return
         state = self.state()
@@ -149,6 +160,27 @@ class _Run:
             path=str(newest.path),
         )
         log.info("loaded the checkpoint of step %d from %s", newest.step, newest.path)
+
+    def choose_checkpoint(self) -> CheckpointInfo | None:
+        """Rank 0's choice on every rank: two ranks that each looked for themselves could see different ones.
+
+        Raises CheckpointMissing where a rank does not see the chosen one.
+        """
+        chosen = None
+        if self.membership.rank == 0:
+            self.checkpoints.fence(self.membership.generation)
+            chosen = self.checkpoints.latest()
+        word = torch.tensor([0 if chosen is None else chosen.step], device=self.engine.mesh.device)
+        step = int(self.engine.mesh.sum(word))
+        if step == 0 or self.membership.rank == 0:
+            return chosen
+        chosen = next((each for each in self.checkpoints.committed() if each.step == step), None)
+        if chosen is None:
+            raise CheckpointMissing(
+                f"rank {self.membership.rank} on {socket.gethostname()} does not see the checkpoint of step {step} in"
+                f" {self.checkpoints.directory}, which rank 0 goes on from; the storage must be shared by all nodes"
+            )
+        return chosen
 
     def state(self) -> dict[str, Any]:
         """No generator's state: whatever is random is a function of the seed and the step."""
@@ -173,6 +205,8 @@ class _Run:
         return PAUSE if self.reporter.desired is Desired.PAUSED else GO
 
     def report_step(self, result: StepResult, seconds: float) -> None:
+        """``seconds``: from the end of the step before to the end of this one, all but evaluation. The wait for data, reports
+        and the copy for a checkpoint count, so the figures are what the run really makes."""
         step = self.engine.step
         self.reporter.heartbeat(step)
         self.train_loss = result.loss
@@ -223,7 +257,6 @@ class _Run:
             mfu=None if self.mfu_per_rate is None else rate * self.mfu_per_rate,
             checkpoint=str(newest),
             samples=sample_texts(self.engine, self.dataset, self.tokenizer),
-            restarts=self.membership.generation,
             seconds=time.monotonic() - started,
         )
 

@@ -20,7 +20,6 @@ SUMMARY: dict[str, Any] = {
     "mfu": 0.123,
     "checkpoint": "/home/ada/checkpoints/step-00000080",
     "samples": ["def run(self):\n    return", "The value of"],
-    "restarts": 1,
     "seconds": 81.0,
 }
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.workers.tiny import VOCAB, run_steps, tiny_spec
 from workers.engine import Engine
@@ -50,6 +51,14 @@ def test_attention_kernels_agree_with_the_cpu() -> None:
     q, k, v = (x.to(device, torch.bfloat16) for x in (q, k, v))
     actual = attend(q, k, v, document_borders(documents_BT, device, torch.bfloat16))
     torch.testing.assert_close(actual.float().cpu(), expected, rtol=5e-2, atol=2e-2)
+
+
+def test_grouped_heads_do_not_need_the_slowest_kernel() -> None:
+    device = torch.device("cuda")
+    q, k, v = (torch.randn(2, 64, heads, 64, device=device) for heads in (4, 2, 2))
+    borders = document_borders((torch.arange(64) // 20).expand(2, 64), device, torch.float32)
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        assert attend(q, k, v, borders).shape == q.shape
 
 
 def test_the_device_is_the_one_asked_for() -> None:

@@ -1,15 +1,25 @@
 """Two processes: the same run as one, again and again, without torch's default group."""
 
+import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import distributed as dist
 
+from data.dataset import Batch, PackedDataset
+from data.manifest import Split
+from data.order import SampleOrder
+from data.tokenizer import Tokenizer
 from tests.workers.conftest import GlooPool
-from tests.workers.tiny import VOCAB, fail_at, rows, run_steps, run_training, steps, tiny_spec
+from tests.workers.tiny import VOCAB, Recorder, fail_at, rows, run_steps, run_training, steps, tiny_spec
 from workers.attempt import Desired
+from workers.checkpoint import CheckpointStore
 from workers.engine import Engine, TrainingDiverged
+from workers.loop import CheckpointMissing, Hooks, _Run, train
 from workers.mesh import Membership, Mesh, deal
 from workers.spec import TrainSpec
 
@@ -125,6 +135,32 @@ def test_evaluations_on_the_way_leave_the_losses_as_they_are(gloo_pool: GlooPool
     assert evaluated.losses == plain.losses
 
 
+def chosen(member: Membership, spec: TrainSpec, data: Path, directories: list[Path]) -> int | str | None:
+    """The step of the checkpoint that this rank loads, or why it loads none."""
+    engine, recorder = Engine.build(spec, member, VOCAB), Recorder()
+    dataset, store = PackedDataset.open(data), CheckpointStore(directories[member.rank])
+    run = _Run(spec, member, dataset, Tokenizer.load(dataset.tokenizer_path), store, recorder, Hooks(), engine)
+    try:
+        run.resume()
+    except CheckpointMissing as error:
+        return error.detail
+    finally:
+        store.close()
+        engine.teardown()
+    return recorder.loaded[0] if recorder.loaded == [engine.step] else None
+
+
+def test_all_ranks_load_the_checkpoint_that_rank_0_chooses(gloo_pool: GlooPool, tiny_data: Path, tmp_path: Path) -> None:
+    gloo_pool.run(run_training, tiny_spec(), tiny_data, tmp_path / "run")
+    # Whatever rank 1 would choose: rank 0 sees one checkpoint only, rank 1 a newer one as well.
+    shutil.copytree(tmp_path / "run" / "step-00000004", tmp_path / "older" / "step-00000004")
+    older = gloo_pool.run(chosen, tiny_spec(), tiny_data, [tmp_path / "older", tmp_path / "run"])
+    assert older == [4, 4]
+    newer = gloo_pool.run(chosen, tiny_spec(), tiny_data, [tmp_path / "run", tmp_path / "older"])
+    assert newer[0] == 6
+    assert re.match("rank 1 on .* does not see the checkpoint of step 6", newer[1])
+
+
 @pytest.mark.parametrize(("wish", "kind"), [(Desired.PAUSED, "paused"), (Desired.CANCELLED, "cancelled")])
 def test_rank_0_hears_the_wish_and_both_stop_at_one_step(
     gloo_pool: GlooPool, tiny_data: Path, tmp_path: Path, wish: Desired, kind: str
@@ -136,6 +172,41 @@ def test_rank_0_hears_the_wish_and_both_stop_at_one_step(
 def stop_when_rank_0_hears(member: Membership, spec: TrainSpec, data: Path, directory: Path, wish: Desired) -> tuple[str, int]:
     outcome, _ = run_training(member, spec, data, directory, {2: wish} if member.rank == 0 else {})
     return outcome.kind, outcome.step
+
+
+def recorded_rows(
+    member: Membership, spec: TrainSpec, data: Path, directory: Path, stop: int
+) -> tuple[dict[int, list[int]], Any]:
+    """Train on to step ``stop``: the training rows that this rank read for each step, and the losses."""
+    read: list[int] = []
+
+    class Recorded(PackedDataset):
+        def rows(self, split: Split, indices: Sequence[int]) -> Batch:
+            read.extend(indices if split == "train" else [])
+            return super().rows(split, indices)
+
+    store, recorder = CheckpointStore(directory), Recorder()
+    first = max([each.step for each in store.committed()], default=0)
+    recorder.wishes = {stop - first - 1: Desired.PAUSED}
+    train(spec, member, Recorded.open(data), store, recorder)
+    store.close()
+    share = spec.training.global_batch_size // member.world_size
+    # The thread that reads ahead may have read rows of the step after the last.
+    return {step: read[(step - first - 1) * share :][:share] for step in recorder.beats}, recorder.losses
+
+
+def test_two_ranks_then_one_then_two_read_the_same_chain_of_rows(gloo_pool: GlooPool, tiny_data: Path, tmp_path: Path) -> None:
+    spec = tiny_spec()
+    order = SampleOrder(PackedDataset.open(tiny_data).manifest, spec.training.seed, spec.training.global_batch_size)
+    _, straight = run_training(Membership(), spec, tiny_data, tmp_path / "straight")
+    trained = []
+    for world_size, stop in ((2, 2), (1, 4), (2, 6)):
+        ranks = gloo_pool.run(recorded_rows, spec, tiny_data, tmp_path / "elastic", stop, world_size=world_size)
+        for step, loss in ranks[0][1].items():
+            trained.append(step)
+            assert [row for read, _ in ranks for row in read[step]] == order.batch(step - 1)
+            assert loss == pytest.approx(straight.losses[step], rel=TOLERANCE)
+    assert trained == [1, 2, 3, 4, 5, 6]
 
 
 def form_and_gather(member: Membership) -> tuple[bool, list[int], list[float]]:

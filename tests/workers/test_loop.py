@@ -1,12 +1,16 @@
 """The train loop alone: resuming, stopping, reporting."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.errors import NotEnoughData, ShardError
-from tests.workers.tiny import InjectedFault, fail_at, run_training, tiny_spec
+from tests.workers.tiny import InjectedFault, Recorder, fail_at, run_training, tiny_spec
 from workers.attempt import Desired
+from workers.checkpoint import CheckpointStore
+from workers.engine import Engine
 from workers.loop import prefetch
 from workers.mesh import Membership
 
@@ -42,6 +46,28 @@ def test_a_run_that_died_goes_on_exactly_as_if_it_had_not(tiny_data: Path, tmp_p
     assert rest.summary.eval_loss == whole.summary.eval_loss
     assert rest.summary.samples == whole.summary.samples
     assert outcome.step == 6
+
+
+def test_a_steps_time_is_all_since_the_step_before_but_evaluation(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("workers.loop.time.perf_counter", lambda: clock[0])
+
+    def passes(seconds: float, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            clock[0] += seconds
+            return method(*arguments, **named)
+
+        return call
+
+    monkeypatch.setattr(Engine, "train_step", passes(1.0, Engine.train_step))
+    monkeypatch.setattr(Recorder, "heartbeat", passes(0.25, Recorder.heartbeat))
+    monkeypatch.setattr(CheckpointStore, "save", passes(10.0, CheckpointStore.save))
+    monkeypatch.setattr(Engine, "evaluate", passes(100.0, Engine.evaluate))
+    _, recorder = run_training(ALONE, tiny_spec(eval_interval=4), tiny_data, tmp_path)
+    # Reports follow each step, checkpoints steps 2 and 4, the evaluation step 4.
+    assert recorder.seconds == {1: 1.0, 2: 1.25, 3: 11.25, 4: 1.25, 5: 11.25, 6: 1.25}
 
 
 def test_pause_checkpoints_at_that_step_and_resume_goes_on(tiny_data: Path, tmp_path: Path) -> None:

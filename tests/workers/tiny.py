@@ -84,6 +84,9 @@ class Recorder(NullReporter):
     losses: dict[int, float] = field(default_factory=dict)
     held_out: dict[int, float] = field(default_factory=dict)
     beats: list[int] = field(default_factory=list)
+    seconds: dict[int, float] = field(default_factory=dict)
+    loaded: list[int] = field(default_factory=list)
+    """Steps of the checkpoints that it was told of."""
     summary: Summary | None = None
     stale: bool = False
 
@@ -94,11 +97,16 @@ class Recorder(NullReporter):
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         if "loss" in values:
             self.losses[step] = values["loss"]
+            self.seconds[step] = values["step_seconds"]
         if "eval_loss" in values:
             self.held_out[step] = values["eval_loss"]
 
     def heartbeat(self, step: int) -> None:
         self.beats.append(step)
+
+    def event(self, type: str, message: str, **data: Any) -> None:
+        if type == "checkpoint_loaded":
+            self.loaded.append(data["step"])
 
     def result(self, summary: Summary) -> None:
         self.summary = summary
