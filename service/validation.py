@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import reprlib
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, get_args, get_origin
@@ -16,6 +17,10 @@ from workers.plan import plan
 
 KINDS: dict[str, type[TrainJob] | type[DataJob]] = {"train": TrainJob, "data": DataJob}
 MAX_BYTES = 1 << 20
+MAX_EXPANDED = 2 * MAX_BYTES
+"""Characters and nodes of a YAML document once each alias stands for what it names: a few lines can say gigabytes."""
+MAX_INTEGER = 2**63 - 1
+"""What every database column and tensor index can hold."""
 MAX_ERRORS = 100
 """No more are explained: whoever has that many wrong has sent another file."""
 
@@ -58,6 +63,8 @@ def parse_spec(text: str | bytes | dict[str, Any], content_type: str | None = No
     if not isinstance(document, dict):
         found = "empty" if document is None else f"a {_json_type(document)}"
         raise SpecInvalid([FieldError("", f"a job spec is a mapping of names to values; this is {found}")])
+    if unfit := _unfit(document):
+        raise SpecInvalid(unfit)
     kind = document.get("kind", "train")
     if not isinstance(kind, str) or kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, 1) if isinstance(kind, str) else []
@@ -99,6 +106,8 @@ def load(text: str | bytes, content_type: str | None = None) -> Any:
         _unreadable(f"not YAML: {' '.join(str(error).split())}")
     except RecursionError:
         _unreadable("nested too deeply")
+    except ValueError as error:  # a number of more digits than Python reads
+        _unreadable(f"not JSON: {error}")
 
 
 def _unreadable(detail: str, pointer: str = "") -> NoReturn:
@@ -106,7 +115,22 @@ def _unreadable(detail: str, pointer: str = "") -> NoReturn:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML where a key that stands twice in one mapping is an error, as YAML 1.2 says."""
+    """YAML where a key that stands twice in one mapping is an error, as YAML 1.2 says, and that stays small."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _expanded(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # PyYAML lets what its scalar constructors stumble over through: dates that are none, tags that do not fit.
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{_short(node.value)} is no {kind}" if isinstance(node, yaml.ScalarNode) else f"this is no {kind}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, yaml.Node] = {}
@@ -114,10 +138,53 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             if (first := seen.get(key.value)) is not None:
-                problem = f"the key {key.value!r} was given before, in line {first.start_mark.line + 1}"
+                problem = f"the key {_short(key.value)} was given before, in line {first.start_mark.line + 1}"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen[key.value] = key
         return super().construct_mapping(node, deep)
+
+
+def _expanded(node: yaml.Node, sizes: dict[yaml.Node, int]) -> int:
+    """Nodes and characters of ``node`` with its aliases written out. ``sizes`` has those of nodes that were seen; 0: it is
+    being counted, so it holds itself."""
+    if (known := sizes.get(node)) is not None:
+        if known == 0:
+            raise yaml.constructor.ConstructorError(None, None, "this holds itself", node.start_mark)
+        return known
+    sizes[node] = 0
+    size = 1
+    if isinstance(node, yaml.MappingNode):
+        size += sum(_expanded(key, sizes) + _expanded(value, sizes) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        size += sum(_expanded(item, sizes) for item in node.value)
+    else:
+        size += len(node.value)
+    if size > MAX_EXPANDED:
+        problem = f"its aliases stand for more than {MAX_EXPANDED} characters"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    sizes[node] = size
+    return size
+
+
+def _unfit(document: Any) -> list[FieldError]:
+    """What can be read but neither stored nor sent on: text that UTF-8 cannot encode, integers beyond 64 bits."""
+    errors: list[FieldError] = []
+    rest: list[tuple[tuple[str | int, ...], Any]] = [((), document)]
+    while rest and len(errors) < MAX_ERRORS:
+        path, value = rest.pop()
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                rest += [((*path, key), key), ((*path, key), inner)]
+        elif isinstance(value, list):
+            rest += [((*path, at), inner) for at, inner in enumerate(value)]
+        elif isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+            errors.append(FieldError(pointer(path), "this text has a lone surrogate, which is no character"))
+        elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+            errors.append(FieldError(pointer(path), "this integer does not fit 64 bits"))
+    return errors
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -125,7 +192,7 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(unique) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for at, name in enumerate(names) if name in names[:at])
-        _unreadable(f"the key {twice!r} is given twice")
+        _unreadable(f"the key {_short(twice)} is given twice")
     return unique
 
 
@@ -170,7 +237,8 @@ def _holds(value: Any, part: str | int) -> bool:
 
 
 def pointer(path: tuple[str | int, ...]) -> str:
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+    parts = ("?" if isinstance(part, int) and abs(part) > MAX_INTEGER else _SURROGATE.sub("?", str(part)) for part in path)
+    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in parts)
 
 
 def _explain(error: Any, path: tuple[str | int, ...], model: type[BaseModel]) -> tuple[str, str | None]:
@@ -178,12 +246,14 @@ def _explain(error: Any, path: tuple[str | int, ...], model: type[BaseModel]) ->
         case "extra_forbidden":
             name = str(path[-1])
             suggestion = _nearest(name, path[:-1], model)
-            return f"unknown field {name!r}" + (f"; did you mean {suggestion}?" if suggestion else ""), suggestion
+            return f"unknown field {_short(name)}" + (f"; did you mean {suggestion}?" if suggestion else ""), suggestion
         case "missing":
             return "this field is required", None
         case "literal_error":
             expected = error["ctx"]["expected"]
-            near = difflib.get_close_matches(str(error["input"]), [word.strip("'") for word in _words(expected)], 1)
+            near = difflib.get_close_matches(
+                _short(error["input"]).strip("'"), [word.strip("'") for word in _words(expected)], 1
+            )
             return f"expected {expected}, not {_short(error['input'])}", near[0] if near else None
         case "value_error":
             return str(error["ctx"]["error"]), None
@@ -235,8 +305,11 @@ def _all_fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return _REPR.repr(value)
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 
 
 def _json_type(value: Any) -> str:

@@ -1,6 +1,7 @@
 """From text to a job, or every wrong field with its pointer and the name that was meant."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -74,6 +75,9 @@ def test_a_kind_knows_its_own_fields_alone() -> None:
     assert _errors("kind: data\nname: a\nmodel: {}")["/model"].detail.startswith("unknown field 'model'")
 
 
+ALIAS_BOMB = "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in pairwise("abcdefghijk"))
+
+
 @pytest.mark.parametrize("text", ["", "- 1\n- 2", "42", "just words", "[]"])
 def test_what_is_no_mapping_is_refused_as_a_whole(text: str) -> None:
     assert list(_errors(text)) == [""]
@@ -91,6 +95,16 @@ def test_what_is_no_mapping_is_refused_as_a_whole(text: str) -> None:
         ("!!python/object:os.system {}", None, "could not determine a constructor"),
         ("x: " + "[" * 5000, None, "nested too deeply"),
         ("x" * (MAX_BYTES + 1), None, "at most"),
+        ("x: 2024-13-45", None, "'2024-13-45' is no timestamp, line 1, column 4"),
+        ("x: !!int abc", None, "'abc' is no int"),
+        ("x: !!timestamp abc", None, "'abc' is no timestamp"),
+        ("x: !!bool abc", None, "'abc' is no bool"),
+        ("x: !!int ''", None, "'' is no int"),
+        ("x: " + "9" * 5000, None, "is no int"),
+        ("x: &a [*a]", None, "this holds itself, line 1, column 4"),
+        (ALIAS_BOMB, None, "its aliases stand for more than"),
+        ("x: &a " + "y" * 100_000 + "\nz: [" + ", ".join(["*a"] * 100) + "]", None, "its aliases stand for more than"),
+        ('{"name": ' + "9" * 5000 + "}", "application/json", "not JSON"),
         ("{", "application/json", "line 1, column 2"),
         ('{"name": "a", "name": "b"}', "application/json", "'name' is given twice"),
         ('{"name": NaN}', "application/json", "NaN"),
@@ -108,6 +122,20 @@ def test_text_that_is_no_document_says_where(text: str | bytes, content_type: st
 def test_a_document_of_nothing_but_errors_is_answered_with_a_page_of_them() -> None:
     text = json.dumps({f"k{number}": 1 for number in range(20_000)})
     assert len(_errors(text, "application/json")) == MAX_ERRORS
+
+
+def test_what_cannot_be_stored_or_sent_on_is_pointed_at() -> None:
+    text = json.dumps(
+        {"name": "a", "data_pipeline": {"sources": [{"path": "\ud800"}]}, "\udfff": 1, "training": {"seed": 2**63}}
+    )
+    errors = _errors(text, "application/json")
+    assert set(errors) == {"/data_pipeline/sources/0/path", "/?", "/training/seed"}
+    assert "/x" in _errors("x: 0x" + "f" * 5000)  # more digits than Python would print
+
+
+def test_a_long_value_is_quoted_in_short() -> None:
+    errors = _errors({"name": "a", "training": {"precision": "x" * 100_000}, "y" * 100_000: 1})
+    assert all(len(error.detail) < 300 for error in errors.values())
 
 
 def test_keys_are_escaped_in_pointers() -> None:
