@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from workers.attempt import Order
 
 
@@ -22,7 +24,11 @@ def write_order(path: Path, make: Callable[[str], Order]) -> Order:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         _place(path, make(secrets.token_urlsafe(32)), replace=False)
-    found = Order.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        found = Order.model_validate_json(path.read_bytes())
+    except ValidationError:  # a machine's crash emptied it: no driver has read a token from that
+        found = make(secrets.token_urlsafe(32))
+        _place(path, found, replace=True)
     order = make(found.token)
     if order != found:  # the service's address may be another by now
         _place(path, order, replace=True)

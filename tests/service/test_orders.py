@@ -4,6 +4,8 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from service.orders import order_path, write_order
 from workers.attempt import Order
 
@@ -37,6 +39,16 @@ def test_written_again_it_keeps_its_token_and_follows_the_service(tmp_path: Path
     again = write_order(path, lambda token: _order(token, "http://127.0.0.1:2"))
     assert again.token == first.token
     assert Order.model_validate_json(path.read_text()).service_url == "http://127.0.0.1:2"
+
+
+@pytest.mark.parametrize("left", ["", '{"job_id": "j"', "\x00" * 64])
+def test_one_that_a_crash_left_torn_is_written_anew(tmp_path: Path, left: str) -> None:
+    path = order_path(tmp_path, 1)
+    path.parent.mkdir(parents=True)
+    path.write_text(left)
+    order = write_order(path, _order)
+    assert order.token
+    assert Order.model_validate_json(path.read_text()) == order
 
 
 def test_writers_at_once_agree_on_one_token(tmp_path: Path) -> None:
