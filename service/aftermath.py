@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.policies import Decision
-from service.reports import MalformedReport, Reports, StaleAttempt
+from service.reports import Reports, StaleAttempt
 from workers.attempt import Report
 
 logger = logging.getLogger(__name__)
@@ -18,33 +18,48 @@ TAIL_BYTES = 64 * 1024
 
 def collect_reports(reports: Reports, job_dir: Path, job_id: str, attempt: int) -> int:
     """Store what the attempt's reporters had spooled and not sent (``attempts/N/spool/*.jsonl``), so that no figure is lost
-    when the service was away at the end. Returns how many reports were found; those that were sent are known and change
-    nothing."""
+    when the service was away at the end. Returns how many reports were found that are not marked as sent; those that were
+    sent all the same are known and change nothing. What cannot be read or taken is logged and passed over."""
     found: list[Report] = []
     for path in sorted((job_dir / "attempts" / str(attempt) / "spool").glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            try:
-                found.append(Report.model_validate_json(line))
-            except ValidationError:
-                continue  # a line that its writer's death cut short
+        try:
+            found += _unsent(path)
+        except OSError as error:
+            logger.warning("job %s: what attempt %s left behind cannot be read: %s", job_id, attempt, error)
     if not found:
         return 0
     try:
         reports.ingest_left_behind(job_id, attempt, found)
-    except (StaleAttempt, MalformedReport) as error:
+    except StaleAttempt as error:
         logger.warning("job %s: reports that attempt %s left behind were not taken: %s", job_id, attempt, error)
         return 0
     return len(found)
 
 
+def _unsent(spool: Path) -> list[Report]:
+    """The spool's reports above the mark that its writer keeps beside it."""
+    mark = spool.with_suffix(".sent")
+    said = mark.read_text(errors="replace").strip() if mark.exists() else ""
+    sent = int(said) if said.isdecimal() else 0  # a crash may leave the mark empty: a repetition does no harm
+    found = []
+    for line in spool.read_bytes().splitlines():
+        try:
+            report = Report.model_validate_json(line)
+        except ValidationError:
+            continue  # a line that its writer's death cut short
+        if report.sequence > sent:
+            found.append(report)
+    return found
+
+
 def log_tail(job_dir: Path, attempt: int) -> list[str]:
-    """The last lines of the attempt's driver; empty when it wrote none."""
+    """The last lines of the attempt's driver; empty when it wrote none that can be read."""
     path = job_dir / "logs" / f"attempt-{attempt}" / "driver.log"
     try:
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
             return last_lines(file.read().decode("utf-8", "replace"))
-    except FileNotFoundError:
+    except OSError:
         return []
 
 

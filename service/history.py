@@ -4,11 +4,7 @@ Pages go forward in time by row id. ``events_after`` and ``metrics_after`` feed 
 become visible in that order, so a reader that goes on from the last id it saw misses nothing.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from service import cursors
 from service.jobs import MAX_PAGE, find_job
@@ -76,19 +72,6 @@ class History:
         with self._store.read() as session:
             find_job(session, job_id)
             return [_metric_view(row) for row in session.scalars(query)]
-
-    def last_ids(self, job_id: str) -> tuple[int, int]:
-        """The newest event's and the newest metric's id (0 without one): where a stream of only what is new begins."""
-        with self._store.read() as session:
-            find_job(session, job_id)
-            return _last_id(session, Event, job_id), _last_id(session, Metric, job_id)
-
-
-def _last_id(session: Session, table: type[Event] | type[Metric], job_id: str) -> int:
-    ids: Sequence[Any] = session.scalars(
-        select(table.id).where(table.job_id == job_id).order_by(table.id.desc()).limit(1)
-    ).all()
-    return int(ids[0]) if ids else 0
 
 
 def _metric_view(row: Metric) -> MetricView:

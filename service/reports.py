@@ -6,6 +6,7 @@ half of one, adds only what is new; and every table has a rule by which the newe
 
 import hashlib
 import hmac
+import logging
 import math
 import time
 from bisect import bisect_right
@@ -23,6 +24,8 @@ from service.progress import PhaseProgress, advance
 from service.states import JobState, Reason
 from service.store import Store
 from workers.attempt import Phase, Report, ReportAnswer, ReportBatch
+
+logger = logging.getLogger(__name__)
 
 
 class StaleAttempt(MantaError):
@@ -92,6 +95,8 @@ class _Ended(BaseModel):
 
 Ranges = list[list[int]]
 
+MAX_TIME = 1e11
+"""Unix seconds, in the year 5138: what is later (or earlier than 1970) is a broken clock or other units."""
 
 MAX_RANGES = 256
 """A reporter sends in order, so gaps are few. Beyond this many the oldest gap counts as received: it will not be filled."""
@@ -130,14 +135,22 @@ class Reports:
 
         Raises ``StaleAttempt``, ``InvalidToken`` and ``MalformedReport``; then nothing of the batch is stored.
         """
-        return self._ingest(job_id, attempt, batch.reports, token=token)
+        return self._ingest(job_id, attempt, [(report, _parse(report)) for report in batch.reports], token=token)
 
     def ingest_left_behind(self, job_id: str, attempt: int, reports: Sequence[Report]) -> ReportAnswer:
-        """The same for reports that the supervisor found on disk: their writer is gone, and needs no token."""
-        return self._ingest(job_id, attempt, reports, token=None)
+        """The same for reports that the supervisor found on disk: their writer is gone, and needs no token.
 
-    def _ingest(self, job_id: str, number: int, reports: Sequence[Report], token: str | None) -> ReportAnswer:
-        parsed = [(report, _parse(report)) for report in reports]
+        Nobody is there to send a malformed one better: it is passed over, the others are stored.
+        """
+        parsed: list[Parsed] = []
+        for report in reports:
+            try:
+                parsed.append((report, _parse(report)))
+            except MalformedReport as error:
+                logger.warning("job %s: a report that attempt %s left behind was not taken: %s", job_id, attempt, error)
+        return self._ingest(job_id, attempt, parsed, token=None)
+
+    def _ingest(self, job_id: str, number: int, parsed: "Sequence[Parsed]", token: str | None) -> ReportAnswer:
         now = self._clock()
         with self._store.write() as session:
             job = session.scalar(select(Job).where(Job.id == job_id).with_for_update(key_share=True))
@@ -150,7 +163,8 @@ class Reports:
                 raise StaleAttempt(f"attempt {number} is over; attempt {job.attempt} is the job's newest")
             if attempt.state == "ended":
                 raise StaleAttempt(f"attempt {number} has ended")
-            attempt.reported_at = now
+            if token is not None:  # what lies on a disk is no sign of life
+                attempt.reported_at = now
             new = _take(session, job_id, number, parsed)
             before = (job.state, attempt.outcome, attempt.generation)
             _Apply(session, job, attempt, now).all(new)
@@ -158,7 +172,7 @@ class Reports:
             if attempt.outcome != before[1]:
                 job.look_at = 0.0
             desired = job.desired
-        if reports:
+        if parsed:
             self._store.changed(job_id, lifecycle=lifecycle)
         return ReportAnswer(desired=desired)
 
@@ -178,6 +192,8 @@ _SHAPES: dict[str, type[BaseModel]] = {
 def _parse(report: Report) -> BaseModel | None:
     if not (0 <= report.generation < 2**31 and -1 <= report.rank < 2**31 and 0 <= report.sequence < 2**62):
         raise MalformedReport("generation, rank or sequence is out of range")
+    if not 0 <= report.time <= MAX_TIME:  # NaN too
+        raise MalformedReport(f"{report.kind} report {report.sequence} of rank {report.rank}: time {report.time} is no time")
     shape = _SHAPES.get(report.kind)
     try:
         return shape.model_validate(report.data) if shape else None
@@ -377,10 +393,11 @@ def _merge(row: dict[str, Any] | None, job_id: str, attempt: int, report: Report
 
 
 def clean(value: Any) -> Any:
-    """What both databases can hold: no NUL characters, and infinities and NaN as words (JSON has none)."""
+    """What both databases can hold and UTF-8 can carry: no NUL characters, no lone surrogates, and infinities and NaN as
+    words (JSON has none)."""
     match value:
         case str():
-            return value.replace("\x00", "\ufffd")
+            return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
         case float() if not math.isfinite(value):
             return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
         case dict():
