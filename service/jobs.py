@@ -61,13 +61,19 @@ class Jobs:
         self._clock = clock
 
     def create(self, spec: TrainJob | DataJob, *, idempotency_key: str | None = None) -> Created:
-        """A new queued job. With a known key and the same spec: the job that the key made.
+        """A new queued job. With a known key and the same spec (as it was given, without defaults): the job that the key made.
 
         Raises ``SpecInvalid`` (this version cannot run it), ``IdempotencyConflict`` (same key, other spec), ``TooManyJobs``.
         """
+        # What another version would fill in or refuse must not make another submit of a repeated one.
+        given = json.loads(spec.model_dump_json(exclude_unset=True))
+        fingerprint = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+        if idempotency_key is not None:
+            with self._store.read() as session:
+                known = _replay(session, idempotency_key, fingerprint)
+            if known is not None:
+                return Created(job_view(known), replayed=True)
         check_plan(spec)
-        resolved = spec.model_dump(mode="json")
-        fingerprint = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
         try:
             job, replayed = self._create(spec, idempotency_key, fingerprint)
         except IntegrityError:
@@ -82,10 +88,8 @@ class Jobs:
     def _create(self, spec: TrainJob | DataJob, key: str | None, fingerprint: str) -> tuple[Job, bool]:
         now = self._clock()
         with self._store.write() as session:
-            if key is not None and (known := session.get(IdempotencyKey, key)) is not None:
-                if known.body_hash != fingerprint:
-                    raise IdempotencyConflict(f"Idempotency-Key {key!r} was used for another job spec (job {known.job_id})")
-                return lock_job(session, known.job_id), True
+            if key is not None and (known := _replay(session, key, fingerprint)) is not None:
+                return known, True
             unfinished = session.scalar(select(func.count()).select_from(Job).where(Job.state.not_in(FINAL))) or 0
             if unfinished >= self._max_unfinished:
                 raise TooManyJobs(f"{unfinished} jobs have not ended and {self._max_unfinished} are allowed; try again later")
@@ -152,10 +156,10 @@ class Jobs:
         """What has no attempt is cancelled at once, else the attempt is ended first. Cancelling twice is no error."""
 
         def act(session: Session, job: Job, now: float) -> None:
-            if job.state is JobState.CANCELLING:
+            if job.state in (JobState.CANCELLING, JobState.CANCELLED):
                 return
             if job.state in FINAL:
-                raise IllegalTransition(f"job {job.id} has {_ENDED[job.state]}; there is nothing to cancel")
+                raise IllegalTransition(f"job {job.id} has {job.state}; there is nothing to cancel")
             to = JobState.CANCELLED if job.state not in LIVE and _nothing_runs(session, job) else JobState.CANCELLING
             job.desired = Desired.CANCELLED
             move(session, job, to, Reason.USER, USER, now)
@@ -203,6 +207,10 @@ class Jobs:
             job = lock_job(session, job_id)
             if job.state not in FINAL:
                 raise IllegalTransition(f"job {job.id} is {job.state}; cancel it first, then delete it")
+            if not _nothing_runs(session, job):
+                raise IllegalTransition(
+                    f"attempt {job.attempt} of job {job.id} may still run; once the cluster has ended it, delete it"
+                )
             session.delete(job)
         shutil.rmtree(self.directory(job_id), ignore_errors=True)
         self._store.changed(job_id, lifecycle=True)
@@ -220,12 +228,19 @@ class Jobs:
         return job_view(job)
 
 
-_ENDED = {JobState.SUCCEEDED: "succeeded", JobState.FAILED: "failed", JobState.CANCELLED: "been cancelled"}
-
-
 def _nothing_runs(session: Session, job: Job) -> bool:
     at = select(Attempt.gone).where(Attempt.job_id == job.id, Attempt.number == job.attempt)
     return session.scalar(at) is not False
+
+
+def _replay(session: Session, key: str, fingerprint: str) -> Job | None:
+    """The job that ``key`` made. Raises ``IdempotencyConflict`` when it was of another spec."""
+    known = session.get(IdempotencyKey, key)
+    if known is None:
+        return None
+    if known.body_hash != fingerprint:
+        raise IdempotencyConflict(f"Idempotency-Key {key!r} was used for another job spec (job {known.job_id})")
+    return find_job(session, known.job_id)
 
 
 def find_job(session: Session, job_id: str) -> Job:

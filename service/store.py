@@ -14,12 +14,12 @@ from typing import Any, Self
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, and_, create_engine, event, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, case, create_engine, event, func, or_, select, text, update
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import Session
 
 from data.errors import MantaError
-from service.models import Job
+from service.models import Attempt, Job
 from service.states import SUPERVISED, JobState
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -120,7 +120,7 @@ class Store:
         free = and_(Job.look_at <= now, or_(Job.lease_token.is_(None), Job.lease_expires_at <= now))
         due = (
             select(Job)
-            .where(Job.state.in_(SUPERVISED), or_(free, Job.lease_owner == owner))
+            .where(_supervised(), or_(free, Job.lease_owner == owner))
             .order_by(Job.queued_at, Job.number)
             .limit(limit)
             .with_for_update(key_share=True, skip_locked=True)
@@ -149,9 +149,18 @@ class Store:
             give_back(job, look_at)
 
     def next_look(self) -> float | None:
-        """When the next job is due; None without jobs."""
+        """When the next job is due; None without jobs. One that is held is not due before its lease ends."""
+        held = and_(Job.lease_token.is_not(None), Job.lease_expires_at > Job.look_at)
+        due = case((held, Job.lease_expires_at), else_=Job.look_at)
         with self.read() as session:
-            return session.scalar(select(func.min(Job.look_at)).where(Job.state.in_(SUPERVISED)))
+            first: float | None = session.scalar(select(func.min(due)).where(_supervised()))
+        return first
+
+
+def _supervised() -> ColumnElement[bool]:
+    """Jobs that the supervisor has something to do with; a job that was left may have an attempt that is not gone."""
+    unseen = select(Attempt.id).where(Attempt.job_id == Job.id, Attempt.number == Job.attempt, Attempt.gone.is_(False))
+    return or_(Job.state.in_(SUPERVISED), and_(Job.state.in_((JobState.PAUSED, JobState.FAILED)), unseen.exists()))
 
 
 def advisory_lock(connection: Connection, name: str) -> None:

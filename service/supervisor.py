@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from service import aftermath
@@ -44,6 +45,8 @@ from workers.spec import ElasticSpec
 
 logger = logging.getLogger(__name__)
 
+DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
+
 
 @dataclass(frozen=True)
 class SupervisorSettings:
@@ -63,6 +66,8 @@ class SupervisorSettings:
     """How long ``run`` sleeps at most; submits, cancels and last words wake it at once."""
     queue_seconds: float = 3.0
     """Between two looks at a job that waits for resources, and the age at which the cluster's capacity is asked again."""
+    retry_seconds: float = 30.0
+    """From a look at a job that failed unexpectedly to the next."""
     budgets: Budgets = field(default_factory=Budgets)
     grace: Grace = field(default_factory=Grace)
 
@@ -91,8 +96,8 @@ class Supervisor:
                 try:
                     self.tick()
                     pause = self._pause()
-                except (OperationalError, InterfaceError) as error:
-                    logger.warning("the database does not answer: %s", error.orig)
+                except DATABASE_AWAY as error:
+                    logger.warning("the database does not answer: %s", error)
                     pause = self._settings.idle_seconds
                 self._wake.wait(pause)
         finally:
@@ -120,13 +125,29 @@ class Supervisor:
                 self._look(lease)
             except StaleLease:
                 logger.info("job %s is another supervisor's now, or has ended", lease.job_id)
+            except DATABASE_AWAY:
+                raise
+            except Exception:
+                # The one broad catch: whatever is wrong with one job (a defect, a broken disk) must not stop the others.
+                logger.exception(
+                    "job %s: the look at it failed; the next is in %g s", lease.job_id, self._settings.retry_seconds
+                )
+                self._put_off(lease)
         return len(leases)
+
+    def _put_off(self, lease: Lease) -> None:
+        try:
+            self._store.release(lease, self._clock() + self._settings.retry_seconds)
+        except StaleLease:
+            logger.info("job %s is another supervisor's now, or has ended", lease.job_id)
 
     def _look(self, lease: Lease) -> None:
         with self._store.step(lease) as (session, job):
             attempt = _newest(session, job)
         if job.state is JobState.QUEUED:
             self._start(lease, job, attempt)
+        elif job.state not in LIVE:
+            self._clear_away(lease, attempt)
         elif attempt is None:
             raise RuntimeError(f"job {job.id} is {job.state} and has no attempt {job.attempt}")
         elif attempt.state == "submitting" and job.state in (JobState.PREPARING, JobState.RUNNING):
@@ -157,6 +178,8 @@ class Supervisor:
             self._wait(lease, f"cannot write to the job's storage: {error}", self._settings.queue_seconds)
             return
         with self._store.step(lease) as (session, job):
+            if _moved_on(job):
+                return
             advisory_lock(session.connection(), "start")  # two supervisors must not give the same CPUs away
             waits_for = _waits_for(session, job, capacity)
             if waits_for is None:
@@ -169,6 +192,8 @@ class Supervisor:
 
     def _wait(self, lease: Lease, why: str, seconds: float) -> None:
         with self._store.step(lease) as (_, job):
+            if _moved_on(job):
+                return
             new = job.why_pending != why
             job.why_pending = why
             give_back(job, self._clock() + seconds)
@@ -192,6 +217,15 @@ class Supervisor:
             if newest is not None:
                 newest.gone = True
         return True
+
+    def _clear_away(self, lease: Lease, attempt: Attempt | None) -> None:
+        """A paused or failed job whose attempt was given up unseen: end what may run of it, and change nothing else."""
+        try:
+            gone = attempt is None or self._laid_to_rest(lease, attempt)
+        except LauncherUnavailable:
+            gone = False
+        wait = 0.0 if gone else self._settings.queue_seconds
+        self._store.release(lease, self._clock() + wait)
 
     def _write_order(self, job: Job, number: int) -> Order:
         directory = job_directory(self._settings.home, job.id)
@@ -339,17 +373,22 @@ def _ago(now: float, then: float | None) -> float | None:
     return None if then is None else now - then
 
 
+def _moved_on(job: Job) -> bool:
+    """Whether its user took a job out of the queue while the cluster was talked to; it is due again at once if so."""
+    if job.state is JobState.QUEUED:
+        return False
+    give_back(job, 0.0)
+    return True
+
+
 def _waits_for(session: Session, job: Job, capacity: Capacity) -> str | None:
-    others = session.scalars(
-        select(Job).where(Job.state.in_(LIVE | {JobState.QUEUED}), Job.id != job.id).order_by(Job.queued_at, Job.number)
-    ).all()
-    live = [Claim(each.name, each.cpus, each.gpus) for each in others if each.state in LIVE]
-    place = (job.queued_at, job.number)
-    ahead = [
-        Claim(each.name, each.cpus, each.gpus)
-        for each in others
-        if each.state is JobState.QUEUED and (each.queued_at, each.number) < place
-    ]
+    columns = select(Job.name, Job.cpus, Job.gpus).order_by(Job.queued_at, Job.number)
+    live = [Claim(*row) for row in session.execute(columns.where(Job.state.in_(LIVE), Job.id != job.id))]
+    earlier = or_(Job.queued_at < job.queued_at, and_(Job.queued_at == job.queued_at, Job.number < job.number))
+    able = and_(Job.cpus <= capacity.cpus, Job.gpus <= capacity.gpus)
+    # The first that could run is all that matters: a long queue must not be read once for each job in it.
+    first = session.execute(columns.where(Job.state == JobState.QUEUED, earlier, able).limit(1))
+    ahead = [Claim(*row) for row in first]
     return may_start(Needs(job.cpus, job.gpus), capacity, live, ahead)
 
 

@@ -10,7 +10,7 @@ from service.jobs import IdempotencyConflict, Jobs, TooManyJobs
 from service.spec import DataJob, TrainJob
 from service.states import IllegalTransition, JobState
 from service.store import JobNotFound
-from service.validation import SpecInvalid
+from service.validation import FieldError, SpecInvalid
 from tests.service.fakes import Manta
 from workers.attempt import Desired
 from workers.spec import ParallelSpec, TrainingSpec
@@ -50,6 +50,18 @@ def test_a_key_for_another_spec_is_a_conflict(manta: Manta) -> None:
         manta.jobs.create(TrainJob(name="b"), idempotency_key="k")
     assert refused.value.status == 409
     assert len(manta.jobs.list().items) == 1
+
+
+def test_a_repeated_submit_is_answered_though_its_spec_could_not_be_run_now(
+    manta: Manta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = manta.jobs.create(TrainJob(name="a"), idempotency_key="k")
+
+    def refuses(_: object) -> None:
+        raise SpecInvalid([FieldError("", "not by this version")])
+
+    monkeypatch.setattr("service.jobs.check_plan", refuses)
+    assert manta.jobs.create(TrainJob(name="a"), idempotency_key="k").job == first.job
 
 
 def test_two_submits_with_one_key_at_the_same_moment_make_one_job(manta: Manta) -> None:
@@ -136,6 +148,7 @@ def test_what_has_no_attempt_is_cancelled_at_once(manta: Manta) -> None:
         job = manta.jobs.cancel(job_id)
         assert (job.state, job.desired) == (S.CANCELLED, Desired.CANCELLED)
         assert job.ended_at is not None
+        assert manta.jobs.cancel(job_id) == job
 
 
 def test_a_queued_job_can_be_held_and_let_go(manta: Manta) -> None:
@@ -154,7 +167,6 @@ def test_operations_that_the_state_does_not_allow_change_nothing(manta: Manta) -
         (manta.jobs.resume, queued),
         (manta.jobs.retry, queued),
         (manta.jobs.delete, queued),
-        (manta.jobs.cancel, cancelled),
         (manta.jobs.pause, cancelled),
         (manta.jobs.resume, cancelled),
     ):

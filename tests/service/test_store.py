@@ -9,7 +9,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from service.models import Base
-from service.store import Change, StaleLease, Store
+from service.store import Change, StaleLease, Store, lock_job
 from tests.service.fakes import Manta
 
 
@@ -112,6 +112,14 @@ def test_what_its_user_does_during_a_step_is_looked_at_right_after_it(manta: Man
         if lease.job_id != other:  # the move has ended the other's lease
             manta.store.release(lease, now + 60)
     assert manta.store.next_look() == 0.0
+
+
+def test_a_job_that_another_holds_is_not_due_before_its_lease_ends(manta: Manta) -> None:
+    job_id = manta.submit()
+    manta.store.claim("other", manta.clock.now, 30)
+    with manta.store.write() as session:
+        lock_job(session, job_id).look_at = 0.0  # as its user's actions do
+    assert manta.store.next_look() == manta.clock.now + 30
 
 
 def test_an_ended_job_is_nobody_s_business(manta: Manta) -> None:

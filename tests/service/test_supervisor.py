@@ -5,12 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import TimeoutError
 
 from service.launcher import LaunchState
+from service.models import Job
 from service.policies import Budgets, Grace
 from service.reports import InvalidToken, StaleAttempt
-from service.states import LIVE, JobState
-from service.store import Store
+from service.states import LIVE, IllegalTransition, JobState
+from service.store import Store, lock_job
 from tests.service.fakes import Manta
 from workers.attempt import Desired, ReportBatch
 from workers.spec import ElasticSpec
@@ -110,6 +113,35 @@ def test_jobs_start_in_the_order_they_were_queued(small: Manta) -> None:
         assert small.launcher.begun == [f"manta-{each}-1" for each in ids[: number + 1]]
         small.driver(job_id).ends("succeeded")
         small.pass_time(1)
+
+
+def test_a_look_at_a_long_queue_reads_each_job_a_few_times_not_once_for_each_other(small: Manta) -> None:
+    for number in range(12):
+        small.submit(f"job-{number}", workers=64)
+    loaded: list[object] = []
+
+    def loads(job: object, _: object) -> None:
+        loaded.append(job)
+
+    event.listen(Job, "load", loads)
+    small.supervisor.tick()
+    event.remove(Job, "load", loads)
+    assert len(loaded) <= 4 * 12
+
+
+def test_run_waits_out_a_database_whose_connections_are_all_taken(small: Manta, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = small.another_supervisor("here", idle_seconds=0.0)
+    looks = iter([TimeoutError("QueuePool limit"), None])
+
+    def tick() -> int:
+        if (error := next(looks)) is not None:
+            raise error
+        supervisor.stop()
+        return 0
+
+    monkeypatch.setattr(supervisor, "tick", tick)
+    supervisor.run()
+    assert list(looks) == []
 
 
 def test_a_job_that_no_cluster_of_this_size_can_run_holds_up_nobody(small: Manta) -> None:
@@ -283,9 +315,18 @@ def test_a_driver_that_died_before_it_had_a_log_is_quoted_from_the_launcher(smal
     assert small.history.attempts(job_id)[0].detail == "failed with exit code 1, last available logs"
 
 
+def _spool(manta: Manta, job_id: str) -> Path:
+    spool = manta.jobs.directory(job_id) / "attempts" / "1" / "spool"
+    spool.mkdir()
+    return spool
+
+
 def test_a_cluster_that_forgot_a_silent_attempt_has_lost_it(manta: Manta) -> None:
     job_id, driver = manta.started()
     driver.trains(3)
+    spool = _spool(manta, job_id)  # what it had sent and what it had not are still on disk: no sign of life
+    (spool / "g0-r0.jsonl").write_text("\n".join(driver.report("heartbeat", step=3).model_dump_json() for _ in range(2)))
+    (spool / "g0-r0.sent").write_text("3")
     manta.launcher.forget()
     manta.pass_time(Budgets().unknown_seconds - 1)
     assert manta.job(job_id).attempt == 1
@@ -399,14 +440,15 @@ def test_only_the_attempt_s_own_token_opens_the_door(manta: Manta) -> None:
 def test_reports_left_on_disk_are_stored_before_the_attempt_is_closed(manta: Manta) -> None:
     job_id, driver = manta.started()
     driver.trains(1)
-    spool = manta.jobs.directory(job_id) / "attempts" / "1" / "spool"
-    spool.mkdir()
+    spool = _spool(manta, job_id)
     left = [
         driver.report("metrics", step=2, values={"loss": 0.5}),
+        driver.report("metrics", step="malformed"),
         driver.report("result", steps=2),
         driver.report("ended", outcome="succeeded"),
     ]
     torn = json.dumps({"generation": 0, "rank": 0})[:-5]
+    (spool / "g0-r1.jsonl").mkdir()  # cannot be read
     (spool / "g0-r0.jsonl").write_text("\n".join([*(report.model_dump_json() for report in left), torn]))
     manta.launcher.states[f"manta-{job_id}-1"] = "succeeded"
     manta.pass_time(7)
@@ -423,6 +465,58 @@ def test_look_ups_are_rare_while_reports_come(small: Manta) -> None:
         small.pass_time(1)
         driver.trains(step)
     assert small.launcher.lookups <= 13
+
+
+def test_a_job_that_cannot_be_looked_at_stops_no_other(manta: Manta, caplog: pytest.LogCaptureFixture) -> None:
+    poisoned = manta.submit("poisoned")
+    with manta.store.write() as session:
+        lock_job(session, poisoned).spec = {"elastic": {"max_attempts": "poison"}}
+    manta.supervisor.tick()
+    healthy = manta.submit("healthy")
+    manta.pass_time(10)
+    assert manta.job(healthy).state is S.PREPARING
+    failed = [record for record in caplog.records if record.exc_info]
+    assert [poisoned in record.getMessage() for record in failed] == [True]  # put off, not tried again and again
+    manta.pass_time(60)
+    assert manta.launcher.running.count(f"manta-{healthy}-1") == 1
+
+
+@pytest.mark.parametrize("call", ["capacity", "stop"])
+def test_a_cancel_while_a_queued_job_is_about_to_start_wins(manta: Manta, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    job_id, driver = manta.started()
+    driver.trains(1)
+    manta.launcher.away = True
+    manta.pass_time(120)
+    assert manta.job(job_id).state is S.QUEUED
+    manta.launcher.away = False
+    real = getattr(manta.launcher, call)
+
+    def cancels(*args: object) -> object:
+        monkeypatch.undo()
+        manta.jobs.cancel(job_id)
+        return real(*args)
+
+    monkeypatch.setattr(manta.launcher, call, cancels)
+    manta.pass_time(15)
+    assert manta.job(job_id).state is S.CANCELLED
+    assert manta.job(job_id).why_pending is None
+    assert manta.launcher.begun == [f"manta-{job_id}-1"]
+
+
+def test_a_paused_job_whose_attempt_was_given_up_is_not_deleted_before_that_has_ended(manta: Manta) -> None:
+    job_id, driver = manta.started(elastic=ElasticSpec(max_attempts=1))
+    driver.trains(1)
+    manta.launcher.away = True
+    manta.pass_time(120)
+    assert manta.job(job_id).state is S.FAILED
+    with pytest.raises(IllegalTransition):
+        manta.jobs.delete(job_id)
+    manta.launcher.away = False
+    manta.pass_time(10)
+    assert manta.launcher.running == []
+    assert manta.job(job_id).state is S.FAILED
+    assert manta.store.next_look() is None
+    manta.jobs.delete(job_id)
 
 
 # -- the supervisor itself ---------------------------------------------------------------------------------------------
@@ -512,8 +606,8 @@ def test_wherever_the_service_dies_a_cancel_leaves_nothing_running(
 def test_a_cancel_before_a_crashed_submit_is_known_starts_nothing_more(manta: Manta, monkeypatch: pytest.MonkeyPatch) -> None:
     job_id = manta.submit()
     with monkeypatch.context() as patch:
-        patch.setattr(manta.launcher, "submit", Tripwire(0))
-        with pytest.raises(TypeError):  # the tripwire takes no arguments: the service dies between the row and the submit
+        patch.setattr(manta.launcher, "submit", lambda *_: Tripwire(0)())
+        with pytest.raises(Crash):  # the service dies between the row and the submit
             manta.supervisor.tick()
     assert manta.job(job_id).state is S.PREPARING
     manta.jobs.cancel(job_id)
