@@ -6,11 +6,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Spec(BaseModel):
-    """Base of every part of a job spec: unknown keys are errors, values never change after validation."""
+    """Base of every part of a job spec: unknown keys are errors, numbers are finite, values never change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What torch's and NumPy's generators both take."""
 Weight = Annotated[float, Field(gt=0)]
 
 
@@ -19,13 +21,15 @@ class SourceSpec(Spec):
 
     path: str
     """A path or glob (``.txt .jsonl .jsonl.gz .jsonl.zst .parquet .py``), local or ``s3://``, ``gs://``; or
-    ``stdlib:prose`` and ``stdlib:code``, the text that every Python installation carries."""
+    ``stdlib:prose`` and ``stdlib:code``, the text that every Python installation carries. A ``.txt`` file is one document, or,
+    over 64 KiB, many: one ends at the first blank line after 4 KiB, or else at the first line's end after 64 KiB."""
     text_field: str = "text"
     """The field that holds the text, in JSON lines and Parquet."""
     language: str = "en"
     domain: str = "web"
     weight: Weight = 1.0
-    """Share of this source's (language, domain) cell in every global batch, relative to the others."""
+    """What this source adds to the share of its (language, domain) cell in every global batch, relative to the other cells.
+    Sources of one cell add their weights up; within the cell they are mixed by the size of their text."""
 
 
 def _stdlib() -> tuple[SourceSpec, ...]:
@@ -54,7 +58,7 @@ class DataSpec(Spec):
     """Share of documents, by hash of their text, that training never sees."""
     shard_documents: int = Field(default=512, ge=1)
     """Documents in one unit of work; part of the prepared data's identity."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TokenizerSpec(Spec):

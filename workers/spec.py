@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data.spec import DataSpec, Spec, TokenizerSpec
+from data.spec import DataSpec, Seed, Spec, TokenizerSpec
 
 Auto = Literal["auto"]
 Degree = Annotated[int, Field(ge=1)]
@@ -111,7 +111,7 @@ class TrainingSpec(Spec):
     precision: Literal["bf16", "fp32"] = "fp32"
     """Compute type; master weights and optimizer state are always fp32."""
     compile: bool = False
-    seed: int = 0
+    seed: Seed = 0
     eval_interval: int | None = Field(default=None, ge=1)
     """Steps between held-out evaluations; None evaluates at the end only."""
     eval_rows: int = Field(default=64, ge=1)

@@ -1,0 +1,48 @@
+"""What a spec's numbers may be."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from data.spec import DataSpec, SourceSpec, Spec, TokenizerSpec
+from workers.spec import TrainingSpec
+
+
+class Rate(Spec):
+    rate: float = 1.0
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")], ids=str)
+def test_numbers_are_finite(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        Rate(rate=value)
+    with pytest.raises(ValidationError, match="finite"):
+        SourceSpec(path="a.txt", weight=value)
+    with pytest.raises(ValidationError, match="finite"):
+        TrainingSpec(learning_rate=value)
+
+
+def test_a_number_too_large_for_a_float_is_refused() -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        Rate.model_validate_json('{"rate": 1e999}')
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_is_what_generators_take(seed: int) -> None:
+    with pytest.raises(ValidationError, match="seed"):
+        DataSpec(seed=seed)
+    with pytest.raises(ValidationError, match="seed"):
+        TrainingSpec(seed=seed)
+
+
+def test_the_ends_of_the_range_of_seeds() -> None:
+    assert [DataSpec(seed=seed).seed for seed in (0, 2**63 - 1)] == [0, 2**63 - 1]
+
+
+@pytest.mark.parametrize("unknown", [{"wieght": 1.0}, {"path": "a.txt", "x": 1}], ids=str)
+def test_unknown_keys_are_errors(unknown: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        SourceSpec.model_validate(unknown)
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        TokenizerSpec.model_validate(unknown)
