@@ -122,6 +122,6 @@ def _require_documents(data: DataSpec, corpus: Corpus, names: list[tuple[str, st
     if not corpus.held_out_N.any():
         raise NotEnoughData(
             f"only one document is left{because}; at least two are needed, one of them held out to measure on."
-            " A text file is one document: split it, or use JSON lines",
+            " A text file of up to 64 KiB is one document: split it, or use JSON lines",
             pointer="/data_pipeline/sources/0/path",
         )

@@ -25,6 +25,11 @@ SUFFIXES = (".txt", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _GLOB = "*?["
 
+# A longer text file is cut into pieces of at least the one at a blank line, or else of at least the other at a line's end.
+_WHOLE_TEXT_BYTES = 64 * 1024
+_PIECE_BYTES = 4 * 1024
+_PIECE_BYTES_WITHOUT_BLANK_LINE = 64 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
@@ -143,6 +148,8 @@ def read_file(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[D
         yield from _read_parquet(file, source, max_bytes)
     elif ".jsonl" in file.path:
         yield from _read_lines(file, source, max_bytes)
+    elif file.path.endswith(".txt") and file.size > _WHOLE_TEXT_BYTES:
+        yield from _read_pieces(file, source, max_bytes)
     else:
         yield from _read_text(file, source, max_bytes)
 
@@ -169,6 +176,33 @@ def _read_text(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[
     yield _decode(raw, file.path, source)
 
 
+def _read_pieces(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
+    """A long text: the pieces' bytes, one after another, are the file's. A piece is named by its first line."""
+    piece, first, number = bytearray(), 1, 0
+    with _open(file.path) as stream:
+        while line := stream.readline(max_bytes + 1):
+            number += 1
+            piece += line
+            where = f"{file.path}:{first}"
+            if len(piece) > max_bytes:
+                yield _oversized(where, max_bytes)
+                _skip_line(line, stream)
+            elif len(piece) >= (_PIECE_BYTES_WITHOUT_BLANK_LINE if line.strip() else _PIECE_BYTES):
+                yield _decode(bytes(piece), where, source)
+            else:
+                continue
+            piece.clear()
+            first = number + 1
+    if piece.strip():
+        yield _decode(bytes(piece), f"{file.path}:{first}", source)
+
+
+def _skip_line(start: bytes, stream: BinaryIO) -> None:
+    """Reads on to the end of the line that begins with ``start``."""
+    while start and not start.endswith(b"\n"):
+        start = stream.readline(1 << 20)
+
+
 def _read_lines(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
     number = 0
     with _open(file.path) as stream:
@@ -178,8 +212,7 @@ def _read_lines(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator
                 where = f"{file.path}:{number}"
                 if len(line) > max_bytes and not line.endswith(b"\n"):
                     yield _oversized(where, max_bytes)
-                    while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
-                        pass
+                    _skip_line(line, stream)
                 elif line.strip():
                     yield _parse(line, where, source)
         except OSError as error:

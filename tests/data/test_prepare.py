@@ -258,6 +258,12 @@ print(prepared.reused, prepared.path.name)
     assert files(tmp_path / "root" / alone.name) == files(alone)
 
 
+def test_one_large_text_file_is_enough(tmp_path: Path, preparation: Preparation) -> None:
+    book = write(tmp_path / "book.txt", "\n\n".join(texts(600)).encode())
+    manifest = preparation(data_spec(book)).manifest
+    assert manifest.documents_read == manifest.documents("train") + manifest.documents("held_out") > 20
+
+
 def test_duplicates_are_dropped_across_sources_unless_told_otherwise(tmp_path: Path, preparation: Preparation) -> None:
     one = write(tmp_path / "a.jsonl", json_lines(texts(20)))
     two = write(tmp_path / "b.jsonl", json_lines([text.upper() for text in texts(20)[:5]] + texts(9, seed=4)))

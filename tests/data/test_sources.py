@@ -52,12 +52,54 @@ def test_formats_agree(name: str, content: bytes, tmp_path: Path) -> None:
     ]
 
 
-def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+def test_a_short_text_file_is_one_document(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", b"second\n\nfile")
     write(tmp_path / "a.txt", b"\xef\xbb\xbffirst")
     write(tmp_path / "empty.txt", b"")
     documents = read(str(tmp_path / "*.txt"))
     assert [d.text for d in documents if isinstance(d, Document)] == ["first", "second\n\nfile"]
+
+
+def _paragraphs(count: int) -> list[str]:
+    return [f"paragraph {i} " + "of some words " * 40 for i in range(count)]
+
+
+def test_a_long_text_file_is_cut_at_blank_lines(tmp_path: Path) -> None:
+    text = "\ufeff" + "\n\n".join(_paragraphs(300)) + "\n"
+    path = write(tmp_path / "book.txt", text.encode())
+    documents = [d for d in read(path) if isinstance(d, Document)]
+    assert "\ufeff" + "".join(d.text for d in documents) == text
+    assert all(d.text.endswith("\n\n") for d in documents[:-1])
+    assert all(4096 <= len(d.text.encode()) < 4096 + 700 for d in documents[:-1])
+    lines = text.splitlines()
+    assert [lines[int(d.id.rpartition(":")[2]) - 1].strip("\ufeff") for d in documents] == [
+        d.text.splitlines()[0] for d in documents
+    ]
+
+
+def test_a_long_text_file_without_blank_lines_is_cut_at_lines(tmp_path: Path) -> None:
+    text = "\n".join(_paragraphs(300))
+    documents = [d for d in read(write(tmp_path / "book.txt", text.encode())) if isinstance(d, Document)]
+    assert "".join(d.text for d in documents) == text
+    assert all(65536 <= len(d.text) < 65536 + 700 for d in documents[:-1])
+    assert len(documents) == 3
+
+
+def test_code_is_one_document_however_long(tmp_path: Path) -> None:
+    code = "x = 1\n\n" * 20_000
+    [document] = read(write(tmp_path / "a.py", code.encode()))
+    assert isinstance(document, Document)
+    assert document.text == code
+
+
+def test_what_is_broken_in_a_long_text_is_one_piece_of_it(tmp_path: Path) -> None:
+    good = "\n\n".join(_paragraphs(100)).encode() + b"\n\n"
+    path = write(tmp_path / "book.txt", good + b"caf\xe9 au lait\n" + b"x" * 2_000_000 + b"\n\n" + good + b"caf\xe9\n\n" + good)
+    items = read(path)
+    bad = [item for item in items if isinstance(item, Bad)]
+    assert [item.reason for item in bad] == ["oversized", "broken_utf8"]
+    assert bad[0].detail.startswith(f"{path}:")
+    assert sum(len(item.text.encode()) for item in items if isinstance(item, Document)) > 2.8 * len(good)
 
 
 def test_globs_reach_into_folders(tmp_path: Path) -> None:
