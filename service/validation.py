@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, get_args, get_origin
@@ -21,6 +22,9 @@ MAX_EXPANDED = 2 * MAX_BYTES
 """Characters and nodes of a YAML document once each alias stands for what it names: a few lines can say gigabytes."""
 MAX_INTEGER = 2**63 - 1
 """What every database column and tensor index can hold."""
+MAX_DIGITS = 1000
+"""Of a number in YAML, whose numbers of base 60 (``1:59:59``) take time by the square of their length."""
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 MAX_ERRORS = 100
 """No more are explained: whoever has that many wrong has sent another file."""
 
@@ -125,6 +129,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
+            if node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
+                raise ValueError("too long")
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # PyYAML lets what its scalar constructors stumble over through: dates that are none, tags that do not fit.
@@ -190,8 +196,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for at, name in enumerate(names) if name in names[:at])
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         _unreadable(f"the key {_short(twice)} is given twice")
     return unique
 
