@@ -1,15 +1,18 @@
 """The bare road: a job file, torchrun's environment, no Ray."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from data.errors import MantaError
-from workers.local import read_job
+from workers.local import main, read_job, run
+from workers.reporter import NullReporter
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +32,28 @@ def test_only_train_jobs_run_alone(tmp_path: Path) -> None:
     assert caught.value.pointer == "/kind"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training: [", "spec_invalid: .* is no YAML: .*line 1"),
+        ("just words", "spec_invalid: .* holds no mapping"),
+        ("training: {stepz: 3}", "spec_invalid: .*\n/training/stepz: "),
+        ("parallel_strategy: {tensor_parallel: 2}", "cannot run\nnot_supported_yet: tensor_parallel 2.*tensor_parallel.$"),
+        (None, "spec_invalid: .* cannot be read: .*No such file"),
+    ],
+)
+def test_a_job_that_cannot_run_says_why_before_anything_is_made(
+    text: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "job.yaml"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["local", str(path), "--out", str(tmp_path / "out")])
+    assert main() == 2
+    assert re.search(message, capsys.readouterr().err.strip(), re.DOTALL)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_quickstart_is_short_and_valid() -> None:
     path = ROOT / "examples" / "quickstart.yaml"
     assert len(path.read_text().splitlines()) < 25
@@ -36,18 +61,32 @@ def test_the_quickstart_is_short_and_valid() -> None:
     assert (name, spec.world_size) == ("quickstart", 2)
 
 
-@pytest.mark.gloo
-def test_torchrun_trains_on_two_ranks_and_a_second_run_finds_it_done(tmp_path: Path) -> None:
+def small_job(tmp_path: Path) -> dict[str, Any]:
     for i in range(40):
         (tmp_path / f"{i}.txt").write_text(f"document {i}: " + "the cat sees the old house and runs " * (1 + i % 5))
-    job = {
+    return {
         "name": "small",
         "data_pipeline": {"sources": [{"path": str(tmp_path / "*.txt")}], "sequence_length": 32, "held_out_fraction": 0.2},
         "tokenizer": {"vocab_size": 300},
         "model": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "moe_intermediate_size": 16},
-        "parallel_strategy": {"data_parallel": 2},
         "training": {"steps": 3, "global_batch_size": 4, "micro_batch_size": 2},
     }
+
+
+def test_a_start_after_one_that_torchrun_restarted_is_the_newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(small_job(tmp_path)))
+    _, spec = read_job(path)
+    for restarts, steps in ((2, 1), (0, 2)):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
+        wanted = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": steps})})
+        assert run(wanted, tmp_path / "out", NullReporter()).step == steps
+        assert (tmp_path / "out" / "checkpoints" / f"step-{steps:08d}" / "manifest.json").is_file()
+
+
+@pytest.mark.gloo
+def test_torchrun_trains_on_two_ranks_and_a_second_run_finds_it_done(tmp_path: Path) -> None:
+    job = {**small_job(tmp_path), "parallel_strategy": {"data_parallel": 2}}
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(job))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
