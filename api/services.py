@@ -130,7 +130,12 @@ def opened(settings: Settings, metrics: Metrics, service_url: str, launcher: Lau
     supervision = Supervision(
         store,
         launcher,
-        SupervisorSettings(owner=f"{socket.gethostname()}:{settings.home}", service_url=service_url, home=settings.home),
+        SupervisorSettings(
+            owner=f"{socket.gethostname()}:{settings.home}",
+            service_url=service_url,
+            home=settings.home,
+            idle_seconds=settings.tick_seconds,
+        ),
     )
     supervision.start()
     stack.callback(supervision.stop)

@@ -68,8 +68,8 @@ class Settings(BaseSettings):
     """A submit beyond this many jobs that have not ended is answered with 429."""
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
     """A larger request body is answered with 413."""
-    tick_seconds: float = Field(default=0.25, gt=0)
-    """The supervisor's pause between two looks."""
+    tick_seconds: float = Field(default=1.0, gt=0)
+    """The supervisor's longest pause between two looks; a submit or cancel wakes it at once."""
     log_level: str = "info"
 
     tokenless_hosts: ClassVar[str] = "127.0.0.1, ::1 or localhost"

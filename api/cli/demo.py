@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -30,6 +30,10 @@ from service.states import JobState
 from service.views import JobView
 
 LOCK = "demo.lock"
+UNIGRAM_MARGIN = 0.15
+"""The demo's model must be so much below the held-out loss of the tokens' mere frequencies ..."""
+ONE_TOKEN_MARGIN = 0.05
+"""... and so much below its own with one token of context: less, and it has learnt no more than pairs of tokens."""
 
 
 class DemoBusy(CommandError):
@@ -134,6 +138,22 @@ def last_screen(job: JobView, laps: dict[str, float | None], home: Path) -> Rend
     return Panel(Group(*parts), title=f"{job.name}: trained", border_style="green", box=box.ROUNDED)
 
 
+def shortfalls(result: dict[str, Any]) -> list[str]:
+    """Why a result is not what the quickstart reaches on a working machine; empty when it is. NaN falls short."""
+    found = []
+    loss = result.get("eval_loss")
+    for key, peer, margin in (
+        ("unigram_loss", "the unigram's", UNIGRAM_MARGIN),
+        ("one_token_context_loss", "that with one token of context", ONE_TOKEN_MARGIN),
+    ):
+        bar = result.get(key)
+        if loss is None or bar is None:
+            found.append(f"the held-out loss or {peer} is missing")
+        elif not loss <= (1 - margin) * bar:
+            found.append(f"held-out loss {loss:.3f} is not {margin:.0%} below {peer}, {bar:.3f}")
+    return found
+
+
 class Manta(Protocol):
     """A Manta that the demo can start and stop. ``stop`` may be called at any moment and ends whatever was started."""
 
@@ -163,9 +183,12 @@ class Stage:
         return nullcontext()
 
 
-def run(manta: Manta, spec: Path, home: Path, stage: Stage, *, clock: Callable[[], float] = time.monotonic) -> int:
-    """Start, submit, watch, stop, and show the last screen. Returns the exit status: the job's own, or 128 + signal.
+def run(
+    manta: Manta, spec: Path, home: Path, stage: Stage, *, bars: bool = True, clock: Callable[[], float] = time.monotonic
+) -> int:
+    """Start, submit, watch, stop, and show the last screen.
 
+    Returns the exit status: the job's own, or 128 + signal; with ``bars``, FAILED for a model that has learnt too little.
     Whatever happens, ``manta.stop`` runs exactly once, after the last moment at which a signal could interrupt it.
     """
     status: int = Status.FAILED
@@ -192,6 +215,9 @@ def run(manta: Manta, spec: Path, home: Path, stage: Stage, *, clock: Callable[[
     if job is not None:
         times.lap("Manta stops", clock())
         stage.print(last_screen(job, times.laps, home))
+        if bars and status == Status.SUCCEEDED and (missed := shortfalls(job.result or {})):
+            status = Status.FAILED
+            stage.print(Text(f"The demo fell short: {'; '.join(missed)}.", "red"))
         show_value({"job": job, "seconds": times.laps}, None, stage.output)
     else:
         stage.console.print("Stopped. Nothing is left running.")
@@ -207,7 +233,7 @@ def main(make: Callable[[Path], Manta], *, file: Path | None, home: Path | None,
     if recorder:
         recorder.print("[bold green]$[/] make demo")
     with only_one(home):
-        status = run(make(home), spec, home, Stage(console=console, record=recorder, output=output))
+        status = run(make(home), spec, home, Stage(console=console, record=recorder, output=output), bars=file is None)
     if recorder and record and status == Status.SUCCEEDED:
         # Without Rich's web fonts: a picture in a README fetches nothing.
         picture = re.sub(r"@font-face \{.*?\}", "", recorder.export_svg(title="Manta"), flags=re.DOTALL)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from subprocess import TimeoutExpired
+from typing import Any, NamedTuple, Protocol
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -36,8 +37,19 @@ class Check:
     fix: str = ""
 
 
+class ServiceFound(NamedTuple):
+    where: str
+    """Its url, or where it was looked for."""
+    ready: bool | None
+    """None: it was never started."""
+    clock_offset: float | None = None
+    """Seconds."""
+    words: str = ""
+    """What it says is missing, where it answers at all."""
+
+
 class Machine(Protocol):
-    """Everything that the checks look at."""
+    """Everything that the checks look at. ``torch`` and ``nvidia_driver`` raise ``subprocess.TimeoutExpired``."""
 
     home: Path
     system: str
@@ -57,8 +69,7 @@ class Machine(Protocol):
 
     def can_listen(self) -> bool: ...
     def postgres(self) -> str | None: ...
-    def service(self) -> tuple[str, bool | None, float | None]:
-        """(url or where it was looked for, whether it answers, clock offset in seconds); None: it was never started."""
+    def service(self) -> "ServiceFound": ...
 
     def cluster(self) -> tuple[str, bool | None]:
         """(address or where it was looked for, whether it answers); None: it was never started."""
@@ -81,16 +92,24 @@ def _python(machine: Machine) -> Check:
 
 
 def _torch(machine: Machine) -> list[Check]:
-    found = machine.torch()
+    try:
+        found = machine.torch()
+    except TimeoutExpired as slow:
+        fix = "the disk is slow or a driver hangs; try `.venv/bin/python -c 'import torch'`"
+        return [Check("torch", Level.WARN, f"its import took longer than {duration(slow.timeout)}", fix)]
     if isinstance(found, str):
         return [Check("torch", Level.FAIL, found, "run `make install`; it installs the pinned torch")]
     build = f"CUDA {found['cuda_build']}" if found["cuda_build"] else "CPU"
     checks = [Check("torch", Level.OK, f"{found['version']} ({build} build)")]
-    driver = machine.nvidia_driver()
+    try:
+        driver = machine.nvidia_driver()
+    except TimeoutExpired as slow:
+        fix = "the NVIDIA driver hangs; look at `dmesg`, restart the machine"
+        return [*checks, Check("CUDA", Level.WARN, f"nvidia-smi took longer than {duration(slow.timeout)}", fix)]
     if found["devices"]:
         checks.append(Check("CUDA", Level.OK, ", ".join(found["devices"])))
     elif driver and not found["cuda_build"]:
-        fix = "install the CUDA build: `pip install --force-reinstall torch==2.13.0` from PyPI's own index"
+        fix = "install the CUDA build: `.venv/bin/pip install --force-reinstall torch==2.13.0` from PyPI's own index"
         checks.append(Check("CUDA", Level.WARN, f"driver {driver}, but torch is a CPU build", fix))
     elif driver:
         fix = "the driver is older than this torch's CUDA, or CUDA_VISIBLE_DEVICES hides the devices"
@@ -175,16 +194,17 @@ def _flash_attention(machine: Machine) -> Check:
         "flash-attn",
         Level.NOTE,
         "not installed; torch's own attention kernels are used",
-        "with CUDA: `pip install 'manta[gpu]'`",
+        "with CUDA: `.venv/bin/pip install -e '.[gpu]'` in Manta's directory",
     )
 
 
 def _service(machine: Machine) -> list[Check]:
-    where, answers, offset = machine.service()
-    if answers is None:
+    where, ready, offset, words = machine.service()
+    if ready is None:
         return [Check("Service", Level.NOTE, "not running", "`manta up` starts it")]
-    if not answers:
-        return [Check("Service", Level.WARN, f"{where} does not answer", "`manta down`, then `manta up`")]
+    if not ready:
+        found = f"{where} is not ready: {words}" if words else f"{where} does not answer"
+        return [Check("Service", Level.WARN, found, "`manta down`, then `manta up`")]
     checks = [Check("Service", Level.OK, where)]
     if offset is not None and abs(offset) > 5:
         fix = "set the clocks right (NTP): leases and times of events depend on them"

@@ -37,7 +37,7 @@ def follow(source: JobSource, job_id: str, pause: Callable[[float], None]) -> It
 
     The job is read before its events and figures: whatever a final state follows has then been written.
     """
-    job = source.job(job_id)
+    job: JobView | None = None
     events_seen = metrics_seen = 0
     missed = 0.0
     while True:
@@ -49,7 +49,8 @@ def follow(source: JobSource, job_id: str, pause: Callable[[float], None]) -> It
             missed += POLL_SECONDS
             if error.status != 503 or missed >= GIVE_UP_SECONDS:
                 raise
-            yield Update(job=job, away=True)
+            if job is not None:
+                yield Update(job=job, away=True)
         else:
             missed = 0.0
             events_seen = max([events_seen, *(event.id for event in events)])

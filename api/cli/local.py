@@ -85,7 +85,7 @@ def answers(url: str) -> bool:
     import httpx
 
     try:
-        return httpx.get(f"{url}/readyz", timeout=5.0).status_code == 200
+        return httpx.get(f"{url}/readyz", timeout=5.0, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 

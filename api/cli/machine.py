@@ -10,12 +10,17 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+from pydantic import SecretStr
 
 from api.cli import local
+from api.cli.doctor import ServiceFound
 from api.settings import Settings
+
+if TYPE_CHECKING:
+    import httpx
 
 TORCH_PROBE = """
 import json, torch
@@ -84,28 +89,28 @@ class ThisMachine:
         packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
         return str(packaged[-1]) if packaged else shutil.which("postgres")
 
-    def service(self) -> tuple[str, bool | None, float | None]:
+    def service(self) -> ServiceFound:
         import httpx
 
         service = local.recorded(self._settings)
         url = self._url or (service.url if service else None)
         if url is None:
-            return str(self._settings.service_file), None, None
+            return ServiceFound(str(self._settings.service_file), None)
         try:
-            answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=5.0)
+            answer = httpx.get(f"{url.rstrip('/')}/readyz", headers=_bearer(self._settings.token), timeout=5.0, trust_env=False)
         except httpx.HTTPError:
-            return url, False, None
+            return ServiceFound(url, False)
         date = answer.headers.get("date")
         # The header counts whole seconds.
         offset = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds() - 0.5 if date else None
-        return url, answer.status_code == httpx.codes.OK, offset
+        return ServiceFound(url, answer.is_success, offset, "" if answer.is_success else readiness_words(answer))
 
     def cluster(self) -> tuple[str, bool | None]:
         from api.cluster import LocalCluster
 
         address = self._settings.ray_address
         if address is not None:
-            return address, _answers(address)
+            return address, _answers(address, _bearer(self._settings.ray_token))
         cluster = LocalCluster(self._settings)
         record = cluster.record()
         if record is None:
@@ -118,10 +123,23 @@ def _existing(path: Path) -> Path:
     return next(candidate for candidate in (path, *path.parents) if candidate.exists())
 
 
-def _answers(address: str) -> bool:
+def _bearer(token: SecretStr | None) -> dict[str, str]:
+    return {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
+
+
+def readiness_words(answer: "httpx.Response") -> str:
+    """What ``/readyz`` says is wrong, by part; of an answer that is not Manta's, its status."""
+    try:
+        checks: dict[str, str] = answer.json()["checks"]
+        return "; ".join(f"{part}: {state}" for part, state in checks.items() if state != "ok")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"it answers {answer.status_code}, and not as Manta does"
+
+
+def _answers(address: str, headers: dict[str, str]) -> bool:
     import httpx
 
     try:
-        return httpx.get(f"{address.rstrip('/')}/api/version", timeout=5.0).status_code < httpx.codes.INTERNAL_SERVER_ERROR
+        return httpx.get(f"{address.rstrip('/')}/api/version", headers=headers, timeout=5.0, trust_env=False).is_success
     except httpx.HTTPError:
         return False

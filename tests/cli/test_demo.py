@@ -93,6 +93,26 @@ def test_the_last_screen_compares_with_its_peers_and_says_how_to_go_on(job: Call
     assert "four" not in screen
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"unigram_loss": 5.2 / (1 - demo.UNIGRAM_MARGIN) - 0.01}, "15% below the unigram's"),
+        ({"one_token_context_loss": 5.2 / (1 - demo.ONE_TOKEN_MARGIN) - 0.01}, "5% below that with one token of context"),
+        ({"eval_loss": float("nan")}, "nan"),
+        ({"eval_loss": None}, "missing"),
+    ],
+)
+def test_a_model_that_has_learnt_too_little_fails_the_demo(
+    changes: dict[str, Any], words: str | None, job: Callable[..., JobView], tmp_path: Path
+) -> None:
+    assert (demo.UNIGRAM_MARGIN, demo.ONE_TOKEN_MARGIN) == (0.15, 0.05)
+    manta = FakeManta(job(state="succeeded", reason="completed", result={**RESULT, **changes}))
+    status, screen = run(manta, tmp_path)
+    assert status == (0 if words is None else 1)
+    assert words is None or words in " ".join(screen.split())
+
+
 @pytest.mark.parametrize(("state", "status"), [("failed", 1), ("cancelled", 3)])
 def test_a_job_that_does_not_succeed_ends_the_demo_with_its_status(
     state: str, status: int, job: Callable[..., JobView], tmp_path: Path

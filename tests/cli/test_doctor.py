@@ -1,12 +1,15 @@
 """The doctor, on machines that do not exist."""
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import httpx
 import pytest
 
-from api.cli.doctor import GIB, Check, Level, as_document, examine, page, passed
+from api.cli.doctor import GIB, Check, Level, ServiceFound, as_document, examine, page, passed
+from api.cli.machine import readiness_words
 
 
 class Healthy:
@@ -26,7 +29,7 @@ class Healthy:
     memory_free = 16 * GIB
     loopback = True
     postgres_binary: str | None = "/usr/lib/postgresql/17/bin/postgres"
-    service_state: tuple[str, bool | None, float | None] = ("http://127.0.0.1:8700", True, 0.2)
+    service_state = ServiceFound("http://127.0.0.1:8700", True, 0.2)
     cluster_state: tuple[str, bool | None] = ("http://127.0.0.1:8265", True)
 
     def python(self) -> tuple[int, int, int]:
@@ -59,7 +62,7 @@ class Healthy:
     def postgres(self) -> str | None:
         return self.postgres_binary
 
-    def service(self) -> tuple[str, bool | None, float | None]:
+    def service(self) -> ServiceFound:
         return self.service_state
 
     def cluster(self) -> tuple[str, bool | None]:
@@ -93,7 +96,7 @@ def test_a_healthy_machine_passes_and_needs_no_mending() -> None:
         ({"devices": (), "driver": None, "cuda_build": None}, "CUDA", Level.NOTE, ""),
         ({"versions": {}}, "Ray", Level.FAIL, "make install"),
         ({"versions": {"ray": "2.59.1"}}, "Ray", Level.FAIL, "2.60"),
-        ({"versions": {"ray": "2.60.0"}}, "flash-attn", Level.NOTE, "manta[gpu]"),
+        ({"versions": {"ray": "2.60.0"}}, "flash-attn", Level.NOTE, ".venv/bin/pip install -e '.[gpu]'"),
         ({"core_count": 1}, "Cores", Level.WARN, "two cores"),
         ({"memory_free": GIB}, "Memory", Level.WARN, "3 GiB"),
         ({"may_write": False}, "Home", Level.FAIL, "MANTA_HOME"),
@@ -103,9 +106,9 @@ def test_a_healthy_machine_passes_and_needs_no_mending() -> None:
         ({"system": "darwin", "free": {"/dev/shm": None}}, "Shared memory", Level.OK, ""),
         ({"loopback": False}, "Ports", Level.FAIL, "firewall"),
         ({"postgres_binary": None}, "PostgreSQL", Level.NOTE, "apt install postgresql"),
-        ({"service_state": ("", None, None)}, "Service", Level.NOTE, "manta up"),
-        ({"service_state": ("http://x", False, None)}, "Service", Level.WARN, "manta down"),
-        ({"service_state": ("http://x", True, -90.0)}, "Clock", Level.WARN, "NTP"),
+        ({"service_state": ServiceFound("", None)}, "Service", Level.NOTE, "manta up"),
+        ({"service_state": ServiceFound("http://x", False)}, "Service", Level.WARN, "manta down"),
+        ({"service_state": ServiceFound("http://x", True, -90.0)}, "Clock", Level.WARN, "NTP"),
         ({"cluster_state": ("", None)}, "Cluster", Level.NOTE, "manta up"),
         ({"cluster_state": ("http://x", False)}, "Cluster", Level.WARN, "manta down"),
     ],
@@ -114,6 +117,29 @@ def test_each_lack_is_named_with_how_to_mend_it(changes: dict[str, Any], name: s
     check = found(spoiled(**changes), name)
     assert check.level is level
     assert mend in check.fix
+
+
+def hang(command: str, seconds: float) -> Callable[[], Any]:
+    def ask() -> Any:
+        raise subprocess.TimeoutExpired(command, seconds)
+
+    return ask
+
+
+def test_a_probe_that_hangs_is_a_warning_and_the_other_checks_go_on() -> None:
+    slow = spoiled(torch=hang("python", 120.0), nvidia_driver=hang("nvidia-smi", 30.0))
+    assert (found(slow, "torch").level, found(slow, "Ray").level) == (Level.WARN, Level.OK)
+    stuck = spoiled(nvidia_driver=hang("nvidia-smi", 30.0))
+    assert (found(stuck, "torch").level, found(stuck, "CUDA").level) == (Level.OK, Level.WARN)
+    assert "nvidia-smi took longer than 30" in found(stuck, "CUDA").found
+
+
+def test_a_service_that_is_not_ready_is_quoted() -> None:
+    body = {"ready": False, "checks": {"store": "ok", "cluster": "the local Ray cluster is starting"}}
+    words = readiness_words(httpx.Response(503, json=body))
+    assert words == "cluster: the local Ray cluster is starting"
+    assert words in found(spoiled(service_state=ServiceFound("http://x", False, None, words)), "Service").found
+    assert "404" in readiness_words(httpx.Response(404, text="nginx"))
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,13 @@ def test_a_service_that_stays_away_ends_the_watch(job: Callable[..., JobView]) -
         list(patience)
 
 
-def test_a_service_that_never_answered_is_not_waited_for(job: Callable[..., JobView]) -> None:
+def test_a_service_that_is_away_at_the_first_look_is_waited_for_as_long_as_later(job: Callable[..., JobView]) -> None:
+    story = Story(None, None, (job(state="succeeded"), [], []))
+    assert [update.away for update in follow(story, "j", story.turn)] == [False]
+    pauses: list[float] = []
     with pytest.raises(ServiceUnavailable):
-        next(follow(Story(None), "j", lambda _: None))
+        next(follow(Story(None), "j", pauses.append))
+    assert sum(pauses) >= GIVE_UP_SECONDS - POLL_SECONDS
 
 
 def test_the_screen_shows_phases_figures_and_restarts(
