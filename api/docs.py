@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api.problem import MEDIA_TYPE, Problem
 from service.spec import JOB_SPEC
+from service.views import JobView
 
 SPEC_NAME = "JobSpec"
 _REF = "#/components/schemas/{model}"
@@ -26,7 +27,6 @@ training: {tokens: 650_000, global_batch_size: 32}
 parallel_strategy: {data_parallel: 2}
 """
 _MEANINGS = {
-    400: "The request cannot be understood",
     401: "No bearer token, or a wrong one",
     403: "A page of another site asks",
     404: "There is no such job",
@@ -36,6 +36,51 @@ _MEANINGS = {
     429: "Too many unfinished jobs",
     503: "The store or the cluster does not answer",
 }
+
+JOB_EXAMPLE: dict[str, Any] = {
+    "id": "k3v9q1x7",
+    "name": "quickstart",
+    "kind": "train",
+    "state": "running",
+    "desired": "running",
+    "reason": None,
+    "why_pending": None,
+    "attempt": 1,
+    "restarts": 0,
+    "progress": [
+        {"phase": "documents", "done": 24, "total": 24, "unit": "documents", "reused": True, "rate": None, "eta_seconds": None},
+        {"phase": "training", "done": 40, "total": 80, "unit": "steps", "reused": False, "rate": 1.2, "eta_seconds": 33.0},
+    ],
+    "step": 40,
+    "total_steps": 80,
+    "failure": None,
+    "result": None,
+    "created_at": "2026-03-01T12:00:00Z",
+    "started_at": "2026-03-01T12:00:02Z",
+    "ended_at": None,
+    "spec": _QUICK,
+}
+PROBLEM_EXAMPLE: dict[str, Any] = {
+    "type": "urn:manta:problem:spec_invalid",
+    "title": "Unprocessable Entity",
+    "status": 422,
+    "detail": "/modle: unknown field",
+    "code": "spec_invalid",
+    "errors": [{"pointer": "/modle", "detail": "unknown field", "suggestion": "model"}],
+}
+_LOCATION = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
+SUBMITTED: dict[int | str, dict[str, Any]] = {
+    201: {"description": "The job that was made", "headers": _LOCATION},
+    200: {
+        "description": "The job that an earlier request with this `Idempotency-Key` made",
+        "model": JobView,
+        "headers": {
+            **_LOCATION,
+            "Idempotency-Replayed": {"description": "Always `true`.", "schema": {"type": "string", "enum": ["true"]}},
+        },
+    },
+}
+"""``responses=`` of a submit that goes well."""
 
 SPEC_BODY: dict[str, Any] = {
     "requestBody": {
@@ -73,6 +118,8 @@ def install(app: FastAPI) -> None:
             for name, schema in ((SPEC_NAME, JOB_SPEC.json_schema(ref_template=_REF)), ("Problem", _problem_schema())):
                 schemas |= schema.pop("$defs", {})
                 schemas[name] = schema
+            schemas["JobView"]["examples"] = [JOB_EXAMPLE]
+            schemas["Problem"]["examples"] = [PROBLEM_EXAMPLE]
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -39,7 +39,7 @@ async def _spec(request: Request) -> TrainJob | DataJob:
     operation_id="submitJob",
     status_code=201,
     openapi_extra=docs.SPEC_BODY,
-    responses=docs.problems(409, 413, 422, 429),
+    responses=docs.SUBMITTED | docs.problems(409, 413, 422, 429),
 )
 async def submit(request: Request, response: Response, use: Use, idempotency_key: Key = None) -> JobView:
     """Submit a job. 201 with the job; 200 if the `Idempotency-Key` had made it before."""

@@ -6,7 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
+from api.problem import Problem
 from api.services import CLUSTER_CHECK_SECONDS, ClusterCheck
+from service.views import JobView
 from tests.api.conftest import FakeLauncher, Manta, Start
 
 JSON = {"content-type": "application/json"}
@@ -247,6 +249,10 @@ def test_a_method_that_nobody_knows_is_no_series_of_its_own(manta: Manta) -> Non
     assert "BREW" not in text
 
 
+def test_the_supervisor_pauses_as_long_as_the_settings_say(start: Start) -> None:
+    assert start(tick_seconds=7.0).services.supervision._settings.idle_seconds == 7.0
+
+
 def test_prometheus_counts_jobs_requests_and_the_supervisor(manta: Manta) -> None:
     job = manta.job()
     manta.client.cancel(job.id)
@@ -268,6 +274,20 @@ def test_openapi_has_the_spec_examples_and_stable_ids(shared: Manta) -> None:
     assert {reference.removeprefix("#/components/schemas/") for reference in references} <= schemas.keys()
     ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(ids) == len(set(ids))
+
+
+def test_openapi_shows_what_answers_look_like(shared: Manta) -> None:
+    document = shared.http.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    (example,) = schemas["JobView"]["examples"]
+    assert JobView.model_validate(example).name == "quickstart"
+    assert example.keys() == JobView.model_fields.keys()
+    (refusal,) = schemas["Problem"]["examples"]
+    assert Problem.model_validate(refusal).model_dump(exclude_none=True) == refusal
+    assert refusal["errors"][0]["suggestion"] == "model"
+    replay = document["paths"]["/api/v1/jobs"]["post"]["responses"]["200"]
+    assert replay["headers"].keys() == {"Location", "Idempotency-Replayed"}
+    assert replay["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/JobView"}
 
 
 @pytest.mark.parametrize("kind", ["application/yaml", "application/json"])
