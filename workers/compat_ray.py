@@ -36,13 +36,14 @@ from ray.train.v2._internal.execution.worker_group import state as group_state
 from ray.train.v2._internal.execution.worker_group import worker_group as group_module
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from workers.early import EarlyWorkers
 
 __all__ = [
     "Backend",
     "BackendConfig",
+    "ControllerError",
     "FailureDecision",
     "LeanTrainer",
     "TrainingFailedError",
@@ -72,16 +73,24 @@ class LeanTrainer(DataParallelTrainer):
     """Ray Train's trainer without the helpers.
 
     ``watch`` stays in this process, unlike callbacks in ``RunConfig``, which travel to the workers. ``retry(error) -> bool``
-    is asked before Ray's own count of failures. ``early``: workers of the first group.
+    is asked before Ray's own count of failures; ``not_started(error)`` is told of every group that did not start.
+    ``early``: workers of the first group.
     """
 
     def __init__(
-        self, *args: Any, watch: WorkerGroupCallback, retry: Any, early: EarlyWorkers | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        watch: WorkerGroupCallback,
+        retry: Any,
+        not_started: Any,
+        early: EarlyWorkers | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._early = [] if early is None else [early]
         self._watch = watch
         self._retry = retry
+        self._not_started = not_started
 
     def _create_default_callbacks(self) -> list[Any]:
         return [
@@ -92,7 +101,7 @@ class LeanTrainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         settings["scaling_policy"] = _NoAutoscaler(self.scaling_config)
-        settings["failure_policy"] = _AskingPolicy(self.run_config.failure_config, self._retry)
+        settings["failure_policy"] = _AskingPolicy(self.run_config.failure_config, self._retry, self._not_started)
         with _environment(CONTROLLER_SETTINGS), _no_report_barrier():
             controller = _Controller(**settings)
             early = self._early
@@ -175,13 +184,26 @@ class _NoAutoscaler(FixedScalingPolicy):
 
 
 class _AskingPolicy(DefaultFailurePolicy):
-    def __init__(self, failure_config: Any, retry: Any) -> None:
+    """Ray would start a group whose workers die at their start again for ever: that counts as a failure of workers here.
+
+    A group that found no room in time is another matter: the job waits its turn, without limit as Ray has it.
+    """
+
+    def __init__(self, failure_config: Any, retry: Any, not_started: Any) -> None:
         super().__init__(failure_config)
         self._retry = retry
+        self._not_started = not_started
 
     def make_decision(self, training_failed_error: Any) -> Any:
         if isinstance(training_failed_error, WorkerGroupError) and not self._retry(training_failed_error):
             return FailureDecision.RAISE
+        if isinstance(training_failed_error, ControllerError):
+            cause = training_failed_error.controller_failure
+            self._not_started(cause)
+            if isinstance(cause, WorkerGroupStartupFailedError) or is_dead(cause):
+                self._worker_group_failures += 1
+                spent = 0 <= self.failure_config.max_failures < self._worker_group_failures
+                return FailureDecision.RAISE if spent else FailureDecision.RETRY
         return super().make_decision(training_failed_error)
 
 

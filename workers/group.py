@@ -19,6 +19,7 @@ from workers.attempt import Order
 from workers.compat_ray import (
     Backend,
     BackendConfig,
+    ControllerError,
     LeanTrainer,
     TrainingFailedError,
     WorkerGroupCallback,
@@ -86,14 +87,16 @@ def run_group(
         ),
         watch=watch,
         retry=watch.may_retry,
+        not_started=watch.not_started,
         early=early,
     )
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
         raise watch.explain(error, spec.elastic.max_worker_restarts) from error
-    watch.look()
-    return GroupOutcome(**result.return_value)
+    outcome = GroupOutcome(**result.return_value)
+    watch.finish(outcome)
+    return outcome
 
 
 @dataclass
@@ -169,8 +172,10 @@ class _Watch(WorkerGroupCallback):
         self.deaths: list[_Death] = []
         self._workers: dict[int, Any] = {}
         self._open: _Death | None = None
+        self._not_started = ""
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
+        self._not_started = ""
         self._workers = {worker.distributed_context.world_rank: worker for worker in worker_group.get_workers()}
         self.reporter.adopt(before_generation=self.starts.generation)
 
@@ -186,20 +191,42 @@ class _Watch(WorkerGroupCallback):
         progress = read_progress(progress_path(self.order, 0)) if death is not None else None
         if death is None or progress is None or progress.generation <= death.generation:
             return
+        self._resumed(
+            death,
+            f"step {progress.first_step} was made",
+            progress.generation,
+            progress.first_step,
+            progress.first_time,
+            lost=max(0, (death.step or 0) - (progress.first_step - 1)),
+        )
+
+    def finish(self, outcome: GroupOutcome) -> None:
+        """A death after the last step (in the final evaluation, say) is over when the run is: no step follows it."""
+        self.look()
+        if self._open is not None:
+            self._resumed(
+                self._open, f"the run ended ({outcome.kind})", self.starts.generation, outcome.step, self.clock(), lost=0
+            )
+
+    def _resumed(self, death: _Death, what: str, generation: int, step: int, at: float, *, lost: int) -> None:
         self._open = None
-        since = death.at if death.last_step_time is None else death.last_step_time
-        cost = progress.first_time - since
-        lost = max(0, (death.step or 0) - (progress.first_step - 1))
+        cost = at - (death.at if death.last_step_time is None else death.last_step_time)
         self.reporter.event(
             "training_resumed",
-            f"step {progress.first_step} was made {cost:.1f} s after step {death.step}; {lost} steps were made again",
-            generation=progress.generation,
-            step=progress.first_step,
+            f"{what} {cost:.1f} s after step {death.step}; {lost} steps were made again",
+            generation=generation,
+            step=step,
             cost_seconds=round(cost, 3),
-            seconds_since_detection=round(progress.first_time - death.at, 3),
+            seconds_since_detection=round(at - death.at, 3),
             lost_steps=lost,
             ranks=death.ranks,
         )
+
+    def not_started(self, error: BaseException) -> None:
+        """A worker group did not start. The same words again and again, as while there is no room, are said once."""
+        if str(error) != self._not_started:
+            self._not_started = str(error)
+            self.reporter.event("workers_not_started", f"{type(error).__name__}: {error}")
 
     def _failed(self, errors: dict[int, BaseException]) -> None:
         dead = [rank for rank in self._workers if rank in errors and is_dead(errors[rank])]
@@ -246,6 +273,8 @@ class _Watch(WorkerGroupCallback):
 
     def explain(self, error: TrainingFailedError, restarts: int) -> WorkersFailed:
         """The one fault behind ``error``, in the words of the worker that had it."""
+        if isinstance(error, ControllerError):  # there was no worker to have it
+            return WorkersFailed("workers_not_started", f"{error}; {restarts} restarts of workers were allowed")
         notes = read_notes(self.order, self.starts.generation)
         own = [note for note in notes if not note.retry]
         death = self.deaths[-1] if self.deaths else None

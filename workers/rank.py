@@ -7,6 +7,7 @@ process.
 
 import json
 import os
+import re
 import socket
 import time
 import traceback
@@ -208,9 +209,15 @@ def _put(path: Path, value: dict[str, Any]) -> None:
     temporary.rename(path)
 
 
+_LOST_PEER = re.compile(r"\[[^]]*\bgloo/[^]]*\] |Gloo |Application timeout caused pair closure|NCCL (error|communicator)")
+
+
 def _is_lost_peer(error: Exception) -> bool:
-    """A collective that broke off: the fault is another rank's, or the network's. gloo raises plain RuntimeErrors."""
+    """A collective that broke off: the fault is another rank's, or the network's.
+
+    gloo raises plain RuntimeErrors that begin with where in gloo they come from (``[.../gloo/transport/tcp/pair.cc:534]
+    Connection closed by peer``); NCCL's are DistErrors.
+    """
     from torch.distributed import DistError
 
-    text = str(error)
-    return isinstance(error, DistError) or any(word in text for word in ("gloo", "NCCL", "Connection", "connection", "peer"))
+    return isinstance(error, DistError) or (type(error) is RuntimeError and _LOST_PEER.match(str(error)) is not None)

@@ -3,6 +3,9 @@
 import inspect
 
 import pytest
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
@@ -11,6 +14,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from workers import compat_ray
+from workers.compat_ray import ControllerError, TrainingFailedError, WorkerGroupError
 from workers.early import TrainWorker
 
 
@@ -75,3 +79,36 @@ def test_settings_of_the_controller_do_not_outlive_it(monkeypatch: pytest.Monkey
         assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.1"
     assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
     assert "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER" not in os.environ
+
+
+class Policy:
+    """With a budget of two restarts; every worker's failure may be tried again."""
+
+    def __init__(self) -> None:
+        self.told: list[BaseException] = []
+        self._policy = compat_ray._AskingPolicy(FailureConfig(max_failures=2), lambda error: True, self.told.append)
+
+    def says(self, *errors: TrainingFailedError) -> list[str]:
+        return [self._policy.make_decision(error).name for error in errors]
+
+
+@pytest.mark.parametrize("cause", [WorkerGroupStartupFailedError("a worker died at its start"), RayActorError()])
+def test_workers_that_die_at_their_start_spend_the_budget_of_restarts(cause: Exception) -> None:
+    policy = Policy()
+    assert policy.says(*[ControllerError(cause)] * 3) == ["RETRY", "RETRY", "RAISE"]
+    assert policy.told == [cause] * 3
+
+
+def test_it_is_the_same_budget_as_that_of_workers_that_die_later() -> None:
+    died, not_started = WorkerGroupError("died", {0: RayActorError()}), ControllerError(WorkerGroupStartupFailedError("died"))
+    assert Policy().says(died, not_started, died) == ["RETRY", "RETRY", "RAISE"]
+
+
+def test_a_group_for_which_there_is_no_room_yet_waits_its_turn() -> None:
+    policy = Policy()
+    assert policy.says(*[ControllerError(WorkerGroupStartupTimeoutError(2))] * 5) == ["RETRY"] * 5
+    assert len(policy.told) == 5
+
+
+def test_a_fault_of_the_controller_is_not_tried_again() -> None:
+    assert Policy().says(ControllerError(ValueError("a bug"))) == ["RAISE"]

@@ -13,13 +13,14 @@ import httpx
 import pytest
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from torch.distributed import DistBackendError, DistStoreError
 
 from data.errors import NotEnoughData
 from workers import group
 from workers.attempt import Order, Report, ReportBatch
-from workers.compat_ray import TrainingFailedError, WorkerGroupError
-from workers.group import WorkersFailed, _Watch
-from workers.rank import FailureNote, Progress, attempt_dir, progress_path
+from workers.compat_ray import ControllerError, WorkerGroupError
+from workers.group import GroupOutcome, WorkersFailed, _Watch
+from workers.rank import FailureNote, Progress, _is_lost_peer, attempt_dir, progress_path
 from workers.reporter import Reporter
 
 
@@ -217,10 +218,51 @@ def test_a_worker_that_could_leave_no_note_is_known_by_its_exception(stage: Stag
     assert stage.watch.explain(error, 3).failure_code == "not_enough_data"
 
 
-def test_a_group_that_never_started_is_said_so(stage: Stage) -> None:
-    told = stage.watch.explain(TrainingFailedError("no room"), 3)
+def test_a_group_that_never_started_is_said_so_whatever_died_before(stage: Stage) -> None:
+    stage.poll({1: died()})
+    stage.note(1, retry=True)
+    told = stage.watch.explain(ControllerError(RuntimeError("no such module")), 3)
     assert isinstance(told, WorkersFailed)
-    assert (told.failure_code, told.detail) == ("workers_not_started", "no room")
+    assert told.failure_code == "workers_not_started"
+    assert "no such module" in told.detail
+
+
+def test_workers_that_do_not_start_are_an_event_that_is_not_repeated(stage: Stage) -> None:
+    stage.watch.not_started(RuntimeError("no room"))
+    stage.watch.not_started(RuntimeError("no room"))
+    stage.watch.not_started(RuntimeError("node lost"))
+    assert [(e["type"], e["message"]) for e in stage.events()] == [
+        ("workers_not_started", "RuntimeError: no room"),
+        ("workers_not_started", "RuntimeError: node lost"),
+    ]
+
+
+def test_a_death_after_the_last_step_is_over_when_the_run_is(stage: Stage) -> None:
+    stage.steps(0, 1, 27, at=999.0)
+    stage.poll({1: died()})
+    stage.start()
+    stage.poll()
+    stage.now = 1006.0
+    stage.watch.finish(GroupOutcome("succeeded", 27))
+    stage.watch.finish(GroupOutcome("succeeded", 27))
+    (resumed,) = [event for event in stage.events() if event["type"] == "training_resumed"]
+    assert (resumed["step"], resumed["lost_steps"], resumed["cost_seconds"]) == (27, 0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:2"), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
+        (DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:3690, remote process exited"), True),
+        (DistStoreError("Connection refused"), True),
+        (ConnectionError("database connection lost"), False),
+        (RuntimeError("peer review of the connection failed"), False),
+        (ValueError("no gloo, no NCCL"), False),
+    ],
+)
+def test_a_lost_peer_is_known_by_the_words_of_gloo_and_nccl(error: Exception, lost: bool) -> None:
+    assert _is_lost_peer(error) is lost
 
 
 def test_a_new_generation_adopts_what_the_old_one_had_not_sent(stage: Stage, tmp_path: Path) -> None:
