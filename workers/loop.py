@@ -124,6 +124,7 @@ class _Run:
                 result = engine.train_step(batch, signal=self.wanted())
                 last, clock = clock, time.perf_counter()
                 self.report_step(result, clock - last)
+                self.checkpoints.poll()
                 done = engine.step == self.total_steps
                 stop = result.signal if not done else GO
                 if done or stop == PAUSE or engine.step % self.spec.checkpoint.interval == 0:

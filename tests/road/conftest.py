@@ -23,17 +23,17 @@ from service.states import FINAL
 from service.views import EventView, JobView, MetricView
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 120.0
 
 
-def until(look: Callable[[], T | bool | None], what: str) -> T:
+def until(look: Callable[[], T | bool | None], what: str, last_word: Callable[[], str] = str) -> T:
     """The first truthy answer of ``look``; polling is for what happens in other processes."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if found := look():
             return found  # type: ignore[return-value]
         time.sleep(0.05)
-    raise AssertionError(f"gave up waiting for {what}")
+    raise AssertionError(f"gave up waiting for {what} {last_word()}")
 
 
 @dataclass
@@ -169,9 +169,9 @@ OF_THE_CLUSTER = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_StatsActor", "_
 """Ray's own: workers without work, its agents, and Ray Data's two detached actors, which all drivers share."""
 
 
-def attempt_processes(cluster: LocalCluster) -> list[str]:
-    """Command lines of drivers and of Ray's actors and tasks on the cluster: what an ended attempt must not leave."""
-    lines = []
+def attempt_processes(cluster: LocalCluster) -> dict[int, str]:
+    """Pid and command line of drivers and of Ray's actors and tasks on the cluster: what an ended attempt must not leave."""
+    found = {}
     for process in cluster.processes():
         try:
             line = " ".join(process.cmdline())
@@ -179,5 +179,5 @@ def attempt_processes(cluster: LocalCluster) -> list[str]:
             continue
         # Ray renames its worker processes to what they run.
         if "workers.driver" in line or (line.startswith("ray::") and not any(own in line for own in OF_THE_CLUSTER)):
-            lines.append(line)
-    return lines
+            found[process.pid] = line
+    return found

@@ -127,13 +127,15 @@ def test_a_killed_driver_is_followed_by_a_second_attempt(house: House, tiny: Spe
     assert house.losses(job.id) == house.losses(undisturbed.id)
 
 
-def test_pause_keeps_a_checkpoint_and_resume_goes_on_from_it(house: House, tiny: Spec, undisturbed: JobView) -> None:
+def test_pause_keeps_a_checkpoint_and_resume_goes_on_from_it(
+    house: House, tiny: Spec, undisturbed: JobView, all_gone: Callable[[], bool]
+) -> None:
     with house.client() as client:
         job = client.submit(tiny("paused"))
         house.reaches(job.id, 10)
         client.pause(job.id)
         until(lambda: client.get(job.id).state is JobState.PAUSED, "the pause")
-        assert attempt_processes_end(house)
+        assert all_gone()
         paused_at = client.get(job.id).step
         assert paused_at is not None
         assert client.checkpoints(job.id)[-1].step == paused_at
@@ -144,14 +146,29 @@ def test_pause_keeps_a_checkpoint_and_resume_goes_on_from_it(house: House, tiny:
     assert house.losses(job.id) == house.losses(undisturbed.id)
 
 
-def attempt_processes_end(house: House) -> bool:
-    """Ray ends a finished job's idle workers a moment later; an attempt's own are gone with it."""
-    until(lambda: not attempt_processes(house.cluster), "the attempt's processes to go")
-    return True
+@pytest.fixture
+def all_gone(house: House) -> Callable[[], bool]:
+    """Waits until no process is left of what the test started; those that were there before are others' (this test
+    session is a driver on the cluster too)."""
+    before = attempt_processes(house.cluster)
+
+    def wait() -> bool:
+        left: dict[int, str] = {}
+
+        def look() -> bool:
+            nonlocal left
+            left = {pid: line for pid, line in attempt_processes(house.cluster).items() if pid not in before}
+            return not left
+
+        return until(look, "the attempt's processes to go", lambda: str(left))
+
+    return wait
 
 
 @pytest.mark.parametrize("phase", ["queued", "documents", "tokenizer", "shards", "training"])
-def test_cancel_leaves_nothing_running(house: House, tiny: Spec, ray_cluster: None, tmp_path: Path, phase: str) -> None:
+def test_cancel_leaves_nothing_running(
+    house: House, tiny: Spec, ray_cluster: None, all_gone: Callable[[], bool], tmp_path: Path, phase: str
+) -> None:
     from ray.util import placement_group_table
 
     # Text that nobody prepared yet, and enough of it that every phase can be met.
@@ -173,7 +190,7 @@ def test_cancel_leaves_nothing_running(house: House, tiny: Spec, ray_cluster: No
         with pytest.raises(ApiProblem) as refused:
             client.pause(job.id)
         assert refused.value.status == 409
-    assert attempt_processes_end(house)
+    assert all_gone()
     states = {group["state"] for group in placement_group_table().values()}
     assert states <= {"REMOVED"}
 
