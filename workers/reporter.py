@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else one line a request
 
 BATCH_REPORTS = 500
-BATCH_SECONDS = 0.5
+BATCH_SECONDS = 1.0
 """Each batch costs the service a transaction, on a small machine on the cores that train."""
 POLL_SECONDS = 1.0
 """With nothing to report, ranks that act on ``desired`` ask for it this often. Heartbeats alone go no oftener either."""
