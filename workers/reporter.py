@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -57,7 +58,7 @@ class Reports(Protocol):
     def close(self, timeout: float = 5.0) -> bool: ...
 
 
-class _Speaker:
+class _Speaker(ABC):
     """The words; a subclass says where they go."""
 
     desired: Desired = Desired.RUNNING
@@ -65,8 +66,8 @@ class _Speaker:
     stale: bool = False
     """A newer attempt exists or this one has ended: stop."""
 
-    def _report(self, kind: ReportKind, data: dict[str, Any]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _report(self, kind: ReportKind, data: dict[str, Any]) -> None: ...
 
     def phase(self, phase: Phase, done: int, total: int | None, unit: str, reused: bool = False) -> None:
         self._report("phase", {"phase": phase.value, "done": done, "total": total, "unit": unit, "reused": reused})

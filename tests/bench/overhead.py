@@ -18,6 +18,7 @@ The last line is one JSON object.
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -206,6 +207,7 @@ def manta_up() -> Iterator[Bench]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what was started is stopped
     with manta_up() as bench:
         say("preparing shards, and one run of each that does not count")
         # Ray Data leaves two detached actors in the cluster when it is first used; they belong to no attempt.
