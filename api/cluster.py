@@ -209,6 +209,9 @@ class LocalCluster:
             "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_SECONDS),
             # Ray starts workers at nice 15, behind everything else on the machine, its own helpers included.
             "RAY_worker_niceness": "0",
+            # A worker trains in a thread. glibc gives threads heaps of their own that it keeps returning to the kernel; a
+            # process that has threads already cannot change that any more (workers.allocator).
+            "MALLOC_ARENA_MAX": "1",
             # Draining is for pods that Kubernetes takes away; here the user said stop.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             "RAY_USAGE_STATS_ENABLED": "0",

@@ -23,7 +23,7 @@ from workers.optim import learning_rate, local, local_gradients, make_optimizer,
 from workers.spec import TrainSpec
 
 KEEP_GATHERED_BYTES = 2**30
-"""Models smaller than this stay gathered between forward and backward: one all-gather less a step."""
+"""Models smaller than this are gathered once a step, and stay so from its first forward pass to its last backward pass."""
 
 
 class TrainingDiverged(MantaError):
@@ -57,6 +57,7 @@ class Engine:
         self.optimizer = make_optimizer(model, spec.training)
         self.step = 0
         """Optimizer steps taken: the cursor of the whole run."""
+        self.keeps_gathered = _keeps_gathered(model)
 
     @classmethod
     def build(
@@ -96,7 +97,9 @@ class Engine:
         counts_LE = torch.zeros(len(self.model.experts), self.spec.model.n_routed_experts, dtype=torch.float64, device=device)
         for i, batch in enumerate(micro_batches):
             if isinstance(self.model, FSDPModule):
-                self.model.set_requires_gradient_sync(i == len(micro_batches) - 1)
+                last = i == len(micro_batches) - 1
+                self.model.set_requires_gradient_sync(last)
+                self.model.set_reshard_after_backward(last or not self.keeps_gathered)
             inputs = self.inputs(batch)
             loss, counts = self.model(inputs)
             (loss / nominal).backward()
@@ -224,13 +227,17 @@ class Engine:
             state["step"].fill_(step)
 
 
+def _keeps_gathered(model: Decoder) -> bool:
+    return sum(p.numel() for p in model.parameters()) * model.dtype.itemsize <= KEEP_GATHERED_BYTES
+
+
 def _shard(model: nn.Module, mesh: Mesh, dtype: torch.dtype) -> None:
     """``fully_shard`` each block, then the rest (embedding, norm, head); gradients are summed, not averaged, in fp32."""
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    gathered = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     assert isinstance(model, Decoder)
+    reshard = not _keeps_gathered(model)
     for module in (*model.blocks, model):
-        fully_shard(module, mesh=mesh.workers, mp_policy=policy, reshard_after_forward=gathered > KEEP_GATHERED_BYTES)
+        fully_shard(module, mesh=mesh.workers, mp_policy=policy, reshard_after_forward=reshard)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

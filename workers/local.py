@@ -21,6 +21,7 @@ from data.dataset import PackedDataset
 from data.errors import MantaError
 from data.executors import SerialExecutor
 from data.prepare import Progress, prepare
+from workers.allocator import keep_freed_memory
 from workers.attempt import Phase
 from workers.checkpoint import CheckpointStore
 from workers.loop import Outcome, train
@@ -46,6 +47,7 @@ def main() -> int:
         "--out", type=Path, default=None, help="checkpoints, metrics.jsonl and prepared data (default: runs/NAME)"
     )
     arguments = parser.parse_args()
+    keep_freed_memory()
     rank = int(os.environ.get("RANK", "0"))
     try:
         name, spec = read_job(arguments.spec)

@@ -22,6 +22,7 @@ from workers.checkpoint import CheckpointInfo, CheckpointStore
 from workers.engine import Engine, StepResult
 from workers.evaluate import counting_losses, held_out_loss
 from workers.flops import peak_flops
+from workers.garbage import after_step, collected_together
 from workers.generate import sample_texts
 from workers.mesh import Membership, deal
 from workers.plan import flops_per_token
@@ -117,7 +118,8 @@ class _Run:
             *(self.membership.generation, os.getpid(), engine.mesh.device),
         )
         self.reporter.phase(Phase.TRAINING, engine.step, self.total_steps, "steps")
-        with closing(prefetch(self.micro_batches, range(engine.step, self.total_steps))) as batches:
+        batches_of_the_run = prefetch(self.micro_batches, range(engine.step, self.total_steps))
+        with collected_together(), closing(batches_of_the_run) as batches:
             clock = time.perf_counter()
             for batch in batches:
                 self.hooks.on_step(engine.step + 1)
@@ -125,6 +127,7 @@ class _Run:
                 last, clock = clock, time.perf_counter()
                 self.report_step(result, clock - last)
                 self.checkpoints.poll()
+                after_step(engine.step)
                 done = engine.step == self.total_steps
                 stop = result.signal if not done else GO
                 if done or stop == PAUSE or engine.step % self.spec.checkpoint.interval == 0:

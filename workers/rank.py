@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import MantaError
+from workers.allocator import keep_freed_memory
 from workers.attempt import Order
 from workers.logs import log_path, logged_to, tail
 from workers.reporter import Reporter
@@ -41,8 +42,10 @@ _place: Place | None = None
 
 
 def take_place(place: Place) -> None:
+    """Called before the thread that trains is started."""
     global _place
     _place = place
+    keep_freed_memory()
 
 
 def attempt_dir(order: Order) -> Path:
@@ -61,6 +64,10 @@ class Progress:
     last_time: float
 
 
+PROGRESS_BYTES = 256
+"""A line of progress is shorter; what it is filled up with is white space to JSON."""
+
+
 def progress_path(order: Order, rank: int) -> Path:
     return attempt_dir(order) / f"progress-{rank}.json"
 
@@ -68,7 +75,7 @@ def progress_path(order: Order, rank: int) -> Path:
 def read_progress(path: Path) -> Progress | None:
     try:
         return Progress(**json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, json.JSONDecodeError):  # nothing yet, or it was killed as it wrote
         return None
 
 
@@ -79,6 +86,7 @@ class RankReporter(Reporter):
         super().__init__(order, place.generation, place.rank, spool_dir(order))
         self._place = place
         self._path = progress_path(order, place.rank)
+        self._file: int | None = None
         self._first: tuple[int, float] | None = None
         self.last_step: int | None = None
 
@@ -88,8 +96,17 @@ class RankReporter(Reporter):
         self.last_step = step
         progress = Progress(self._place.generation, self._place.rank, *self._first, step, now)
         with suppress(OSError):  # a full disk must not end a step
-            _put(self._path, asdict(progress))
+            if self._file is None:
+                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            # In place, every step: a new file renamed over the old one would have the disk write and discard each time.
+            os.pwrite(self._file, json.dumps(asdict(progress)).encode().ljust(PROGRESS_BYTES), 0)
         super().heartbeat(step)
+
+    def close(self, timeout: float = 5.0) -> bool:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        return super().close(timeout)
 
 
 def spool_dir(order: Order) -> Path:

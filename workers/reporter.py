@@ -30,10 +30,11 @@ logger = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else one line a request
 
 BATCH_REPORTS = 500
-BATCH_SECONDS = 1.0
+BATCH_SECONDS = 2.0
 """Each batch costs the service a transaction, on a small machine on the cores that train."""
-POLL_SECONDS = 1.0
-"""With nothing to report, ranks that act on ``desired`` ask for it this often. Heartbeats alone go no oftener either."""
+HEARTBEAT_SECONDS = 5.0
+"""With nothing to report, ranks say this often that they live: what they cost the service grows with their number. Rank 0
+asks with every batch, empty ones too, what the user wants: it acts on ``desired`` for all."""
 BACKOFF_SECONDS = (0.25, 5.0)
 UNACCEPTABLE = frozenset({400, 413, 422})
 
@@ -240,8 +241,9 @@ class Reporter(_Speaker):
         with self._changed:
             batch = [self._queue[i] for i in range(min(len(self._queue), self._batch_reports))]
             queued = len(batch)
-            due = self._clock() - self._answered_at >= POLL_SECONDS
-            if not batch and not (due and (self._rank <= 0 or self._heartbeat)):
+            silent, asks = self._clock() - self._answered_at, self._rank <= 0
+            due = silent >= (BATCH_SECONDS if self._rank == 0 else HEARTBEAT_SECONDS)
+            if not batch and not (due and (asks or self._heartbeat)):
                 return BATCH_SECONDS
             if self._heartbeat is not None:
                 batch.append(self._heartbeat)

@@ -76,7 +76,7 @@ def test_settings_of_the_controller_do_not_outlive_it(monkeypatch: pytest.Monkey
     import os
 
     with compat_ray._environment(compat_ray.CONTROLLER_SETTINGS):
-        assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.25"
+        assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.5"
     assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
     assert "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER" not in os.environ
 
