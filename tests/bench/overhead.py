@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -153,12 +153,21 @@ class Bench:
         works = command.startswith("ray::") and not command.startswith("ray::IDLE")
         return ours and (works or "workers.driver" in command or str(PEER) in command)
 
+    @staticmethod
+    def is_driver(process: psutil.Process, job_id: str) -> bool:
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            return "workers.driver" in command and any(job_id in part for part in command)
+        return False
+
     def manta_rate(self) -> tuple[float, float]:
         """Tokens a second, and the seconds from the last step until no process lives."""
         before = set(psutil.pids())
         job_id = self.submit(LONG_STEPS)
-        while (self.client.get(job_id).step or 0) < LONG_STEPS:  # Ray's job API is asked often only after the last step:
-            time.sleep(1.0)  # that costs a seventh of a core, which training would lack
+        # Whoever asks Ray's job API or the service again and again takes cores that training would have.
+        while not (drivers := [each for each in psutil.process_iter() if self.is_driver(each, job_id)]):
+            time.sleep(0.5)
+        psutil.wait_procs(drivers, timeout=PATIENCE_SECONDS)
         self.gone(f"manta-{job_id}-1", before)
         ended = time.time()
         job, metrics = self.result(job_id)
