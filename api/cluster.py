@@ -200,23 +200,26 @@ class LocalCluster:
         """What the cluster, and so every driver and worker, inherits: ours, without this service's secrets."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)}
         root = str(Path(__file__).resolve().parents[1])
-        return inherited | {
-            TAG: identity,
-            # `python -m workers.driver` must find these packages whatever directory it starts in.
-            "PYTHONPATH": os.pathsep.join(filter(None, (root, inherited.get("PYTHONPATH")))),
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.token_file),
-            "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_SECONDS),
-            # Ray starts workers at nice 15, behind everything else on the machine, its own helpers included.
-            "RAY_worker_niceness": "0",
-            # A worker trains in a thread. glibc gives threads heaps of their own that it keeps returning to the kernel; a
-            # process that has threads already cannot change that any more (workers.allocator).
-            "MALLOC_ARENA_MAX": "1",
-            # Draining is for pods that Kubernetes takes away; here the user said stop.
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            **{name: str(chosen[name]) for name in _PORT_VARIABLES},
-        }
+        # A worker trains in a thread. glibc gives threads heaps of their own that it keeps returning to the kernel; a process
+        # that has threads already cannot change that any more (workers.allocator).
+        return (
+            {"MALLOC_ARENA_MAX": "1"}
+            | inherited
+            | {
+                TAG: identity,
+                # `python -m workers.driver` must find these packages whatever directory it starts in.
+                "PYTHONPATH": os.pathsep.join(filter(None, (root, inherited.get("PYTHONPATH")))),
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN_PATH": str(self.token_file),
+                "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_WAIT_SECONDS),
+                # Ray starts workers at nice 15, behind everything else on the machine, its own helpers included.
+                "RAY_worker_niceness": "0",
+                # Draining is for pods that Kubernetes takes away; here the user said stop.
+                "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+                "RAY_USAGE_STATS_ENABLED": "0",
+                **{name: str(chosen[name]) for name in _PORT_VARIABLES},
+            }
+        )
 
     def _answers(self, record: ClusterRecord) -> bool:
         try:

@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 CONTROLLER_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a death is seen, and a finish, within this; each look stops the workers
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a death is seen, and a finish, within this; each look interrupts the workers
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # needs the controller to be an actor
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more actor
 }

@@ -19,7 +19,7 @@ from workers.mesh import Membership, Mesh
 from workers.model.attention import document_borders
 from workers.model.decoder import IGNORED, Decoder, Input
 from workers.model.init import initial_value
-from workers.optim import learning_rate, local, local_gradients, make_optimizer, squared_norm
+from workers.optim import Course, local, local_gradients, make_optimizer, squared_norm
 from workers.spec import TrainSpec
 
 KEEP_GATHERED_BYTES = 2**30
@@ -55,6 +55,7 @@ class Engine:
     def __init__(self, spec: TrainSpec, mesh: Mesh, model: Decoder) -> None:
         self.spec, self.mesh, self.model = spec, mesh, model
         self.optimizer = make_optimizer(model, spec.training)
+        self.course = Course(self.optimizer, spec.training, spec.total_steps)
         self.step = 0
         """Optimizer steps taken: the cursor of the whole run."""
         self.keeps_gathered = _keeps_gathered(model)
@@ -121,9 +122,7 @@ class Engine:
             )
         for gradient in gradients:
             gradient.mul_(weight * min(1.0, training.clip_grad_norm / (norm + 1e-6)))
-        rate = learning_rate(training, self.step, self.spec.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = self.course.set(self.step)
         self.optimizer.step()
         self.optimizer.zero_grad()
         counts_LE = agreed[4:].view_as(counts_LE)

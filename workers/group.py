@@ -99,9 +99,6 @@ def run_group(
     return outcome
 
 
-NICE = 10
-
-
 @dataclass
 class _Starts:
     """Counts worker groups. The first is generation 0."""
@@ -178,8 +175,6 @@ class _Watch(WorkerGroupCallback):
         self._not_started = ""
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        # From here on the driver only watches, perhaps on the cores that train: it can wait until one of them is idle.
-        os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), NICE))
         self._not_started = ""
         self._workers = {worker.distributed_context.world_rank: worker for worker in worker_group.get_workers()}
         self.reporter.adopt(before_generation=self.starts.generation)

@@ -1,4 +1,4 @@
-"""The learning-rate schedule and the optimizer."""
+"""The optimizer."""
 
 import math
 from collections.abc import Iterable
@@ -7,17 +7,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from workers.schedule import Betas, learning_rate
 from workers.spec import TrainingSpec
-
-
-def learning_rate(training: TrainingSpec, step: int, total_steps: int) -> float:
-    """The rate of optimizer step ``step`` (from 0): linear up over ``warmup_steps``, then a cosine down to the floor, which
-    the last step reaches."""
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
-    floor = training.learning_rate * training.min_learning_rate_ratio
-    progress = (step - training.warmup_steps + 1) / max(total_steps - training.warmup_steps, 1)
-    return floor + (training.learning_rate - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def make_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.AdamW:
@@ -32,6 +23,31 @@ def make_optimizer(model: nn.Module, training: TrainingSpec) -> torch.optim.Adam
         count = torch.zeros((), dtype=torch.float32, device=p.device)
         optimizer.state[p] = {"step": count, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
     return optimizer
+
+
+class Course:
+    """Sets an optimizer to each step's learning rate and betas."""
+
+    def __init__(self, optimizer: torch.optim.AdamW, training: TrainingSpec, total_steps: int) -> None:
+        self._optimizer, self._training, self._total_steps = optimizer, training, total_steps
+        self._decay = [group["weight_decay"] for group in optimizer.param_groups]
+        self._betas = Betas(training, total_steps)
+
+    def set(self, step: int) -> float:
+        """For optimizer step ``step`` (from 0), which is to be taken next. Returns its learning rate.
+
+        torch corrects the moments' bias by ``1 - beta ** t``; where the betas change it has to be one minus their product.
+        Rate, eps and decay are scaled so that torch's own fused kernel computes exactly that.
+        """
+        rate = learning_rate(self._training, step, self._total_steps)
+        moments = self._betas.at(step)
+        (first, second), (first_product, second_product) = moments.betas, moments.products
+        stretch = math.sqrt((1 - second_product) / (1 - second ** (step + 1)))
+        factor = stretch * (1 - first ** (step + 1)) / (1 - first_product)
+        for group, decay in zip(self._optimizer.param_groups, self._decay, strict=True):
+            group["lr"], group["betas"] = rate * factor, moments.betas
+            group["eps"], group["weight_decay"] = self._training.eps * stretch, decay / factor
+        return rate
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -73,9 +73,10 @@ def progress_path(order: Order, rank: int) -> Path:
 
 
 def read_progress(path: Path) -> Progress | None:
+    """What the rank wrote last; None before its first step."""
     try:
         return Progress(**json.loads(path.read_text()))
-    except (FileNotFoundError, json.JSONDecodeError):  # nothing yet, or it was killed as it wrote
+    except (FileNotFoundError, json.JSONDecodeError):  # not there, or made a moment ago and still empty
         return None
 
 
@@ -86,7 +87,6 @@ class RankReporter(Reporter):
         super().__init__(order, place.generation, place.rank, spool_dir(order))
         self._place = place
         self._path = progress_path(order, place.rank)
-        self._file: int | None = None
         self._first: tuple[int, float] | None = None
         self.last_step: int | None = None
 
@@ -96,17 +96,14 @@ class RankReporter(Reporter):
         self.last_step = step
         progress = Progress(self._place.generation, self._place.rank, *self._first, step, now)
         with suppress(OSError):  # a full disk must not end a step
-            if self._file is None:
-                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            # In place, every step: a new file renamed over the old one would have the disk write and discard each time.
-            os.pwrite(self._file, json.dumps(asdict(progress)).encode().ljust(PROGRESS_BYTES), 0)
+            # In place: a new file renamed over the old one would have the disk write and discard at every step. Closed each
+            # time: that is when a shared file system shows it to the driver's machine.
+            file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.pwrite(file, json.dumps(asdict(progress)).encode().ljust(PROGRESS_BYTES), 0)
+            finally:
+                os.close(file)
         super().heartbeat(step)
-
-    def close(self, timeout: float = 5.0) -> bool:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        return super().close(timeout)
 
 
 def spool_dir(order: Order) -> Path:

@@ -33,8 +33,8 @@ BATCH_REPORTS = 500
 BATCH_SECONDS = 2.0
 """Each batch costs the service a transaction, on a small machine on the cores that train."""
 HEARTBEAT_SECONDS = 5.0
-"""With nothing to report, ranks say this often that they live: what they cost the service grows with their number. Rank 0
-asks with every batch, empty ones too, what the user wants: it acts on ``desired`` for all."""
+"""With nothing to report, ranks say this often that they live: what they cost the service grows with their number. Driver and
+rank 0 act on ``desired`` for all and ask for it every ``BATCH_SECONDS``."""
 BACKOFF_SECONDS = (0.25, 5.0)
 UNACCEPTABLE = frozenset({400, 413, 422})
 
@@ -241,10 +241,10 @@ class Reporter(_Speaker):
         with self._changed:
             batch = [self._queue[i] for i in range(min(len(self._queue), self._batch_reports))]
             queued = len(batch)
-            silent, asks = self._clock() - self._answered_at, self._rank <= 0
-            due = silent >= (BATCH_SECONDS if self._rank == 0 else HEARTBEAT_SECONDS)
-            if not batch and not (due and (asks or self._heartbeat)):
-                return BATCH_SECONDS
+            asks = self._rank <= 0
+            early = self._answered_at + (BATCH_SECONDS if asks else HEARTBEAT_SECONDS) - self._clock()
+            if not batch and (early > 0 or not (asks or self._heartbeat)):
+                return min(BATCH_SECONDS, early) if early > 0 else BATCH_SECONDS
             if self._heartbeat is not None:
                 batch.append(self._heartbeat)
                 self._heartbeat = None

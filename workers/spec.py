@@ -11,6 +11,7 @@ from data.spec import DataSpec, Seed, Spec, TokenizerSpec
 
 Auto = Literal["auto"]
 Degree = Annotated[int, Field(ge=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class GpuConfig(Spec):
@@ -102,9 +103,17 @@ class TrainingSpec(Spec):
     micro_batch_size: int = Field(default=8, ge=1)
     """Rows in one forward pass of one worker; the unit that the mesh deals out."""
     learning_rate: float = Field(default=4e-3, gt=0)
+    learning_rate_schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """What follows the linear warm-up: ``wsd`` stays up and falls linearly over the last ``decay_fraction`` of all steps."""
     min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
+    """The floor of the decay, as a share of ``learning_rate``."""
     warmup_steps: int = Field(default=10, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_fraction: float | None = Field(default=None, ge=0, le=1)
+    """The warm-up as a share of all steps, in place of ``warmup_steps``."""
+    decay_fraction: float = Field(default=0.1, gt=0, le=1)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    final_betas: tuple[Beta, Beta] | None = None
+    """Adam's betas move to these on a straight line over the whole run; None keeps ``betas``."""
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     clip_grad_norm: float = Field(default=1.0, gt=0)
@@ -124,7 +133,12 @@ class TrainingSpec(Spec):
             )
         if self.tokens is not None and self.steps is not None:
             raise ValueError("tokens and steps are both given; give one")
+        if self.warmup_fraction is not None and "warmup_steps" in self.model_fields_set:
+            raise ValueError("warmup_steps and warmup_fraction are both given; give one")
         return self
+
+    def resolved_warmup_steps(self, total_steps: int) -> int:
+        return self.warmup_steps if self.warmup_fraction is None else round(self.warmup_fraction * total_steps)
 
     def total_steps(self, sequence_length: int) -> int:
         """Optimizer steps of the whole run (default 100)."""
@@ -151,7 +165,6 @@ class ElasticSpec(Spec):
 class MonitoringSpec(Spec):
     log_interval: int = Field(default=1, ge=1)
     """Optimizer steps between metric reports."""
-    heartbeat_seconds: float = Field(default=1.0, gt=0)
     peak_tflops: float | Auto = "auto"
     """Peak of one device, for MFU; ``auto`` knows common GPUs and measures a CPU's matrix rate at start."""
 

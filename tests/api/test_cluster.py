@@ -59,11 +59,13 @@ def test_start_submit_adopt_stop(settings: Settings, cluster: LocalCluster) -> N
             time.sleep(0.1)
 
     # a driver finds the packages and its variables, and a second submit of its id changes nothing
-    command = f'{sys.executable} -c \'import os, workers.spec; print("seen", os.environ["X"], os.environ["RAY_ADDRESS"])\''
+    shown = '"seen", *map(os.environ.get, ("X", "RAY_ADDRESS", "MALLOC_ARENA_MAX"))'
+    command = f"{sys.executable} -c 'import os, workers.spec; print({shown})'"
     launcher.submit("manta-a-1", command, {"X": "42"})
     launcher.submit("manta-a-1", command, {"X": "43"})
     assert _await_end(launcher, "manta-a-1").state == "succeeded"
-    assert f":{record.gcs_port}" in launcher.logs("manta-a-1").split("seen 42 ")[1]
+    address, arenas = launcher.logs("manta-a-1").split("seen 42 ")[1].split()
+    assert (address.rpartition(":")[2], arenas) == (str(record.gcs_port), "1")
 
     # failure, and what was never submitted
     launcher.submit("manta-b-1", f"{sys.executable} -c 'raise SystemExit(\"so it goes\")'", {})

@@ -165,9 +165,12 @@ class Bench:
         before = set(psutil.pids())
         job_id = self.submit(LONG_STEPS)
         # Whoever asks Ray's job API or the service again and again takes cores that training would have.
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not (drivers := [each for each in psutil.process_iter() if self.is_driver(each, job_id)]):
+            assert time.monotonic() < deadline, f"job {job_id} has no driver"
             time.sleep(0.5)
-        psutil.wait_procs(drivers, timeout=PATIENCE_SECONDS)
+        _, alive = psutil.wait_procs(drivers, timeout=PATIENCE_SECONDS)
+        assert not alive, f"{alive} do not end"
         self.gone(f"manta-{job_id}-1", before)
         ended = time.time()
         job, metrics = self.result(job_id)

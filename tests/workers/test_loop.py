@@ -1,6 +1,8 @@
 """The train loop alone: resuming, stopping, reporting."""
 
+import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from tests.workers.tiny import InjectedFault, Recorder, fail_at, run_training, t
 from workers.attempt import Desired
 from workers.checkpoint import CheckpointStore
 from workers.engine import Engine
-from workers.loop import prefetch
+from workers.loop import Hooks, prefetch
 from workers.mesh import Membership
 
 ALONE = Membership()
@@ -68,6 +70,24 @@ def test_a_steps_time_is_all_since_the_step_before_but_evaluation(
     _, recorder = run_training(ALONE, tiny_spec(eval_interval=4), tiny_data, tmp_path)
     # Reports follow each step, checkpoints steps 2 and 4, the evaluation step 4.
     assert recorder.seconds == {1: 1.0, 2: 1.25, 3: 11.25, 4: 1.25, 5: 11.25, 6: 1.25}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_garbage_is_collected_by_step_while_training_and_by_itself_afterwards(
+    tiny_data: Path, tmp_path: Path, fails: bool
+) -> None:
+    automatic: list[bool] = []
+
+    def look(step: int) -> None:
+        automatic.append(gc.isenabled())
+        if fails:
+            raise InjectedFault
+
+    with pytest.raises(InjectedFault) if fails else nullcontext():
+        run_training(ALONE, tiny_spec(), tiny_data, tmp_path, hooks=Hooks(on_step=look))
+    assert not any(automatic)
+    assert automatic
+    assert gc.isenabled()
 
 
 def test_pause_checkpoints_at_that_step_and_resume_goes_on(tiny_data: Path, tmp_path: Path) -> None:

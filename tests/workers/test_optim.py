@@ -1,4 +1,4 @@
-"""The learning rate's course, and what decays."""
+"""What decays, and Adam with betas that change."""
 
 import math
 
@@ -6,29 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from workers.optim import learning_rate, make_optimizer, squared_norm
+from workers.optim import Course, make_optimizer, squared_norm
+from workers.schedule import learning_rate
 from workers.spec import TrainingSpec
-
-RECIPE = TrainingSpec(learning_rate=1.0, min_learning_rate_ratio=0.1, warmup_steps=4)
-
-
-def test_warm_up_is_linear() -> None:
-    assert [learning_rate(RECIPE, step, 104) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
-
-
-@pytest.mark.parametrize(("done", "share"), [(1, 0.01), (25, 0.25), (50, 0.5), (100, 1.0)])
-def test_then_a_cosine_down_to_the_floor(done: int, share: float) -> None:
-    expected = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share))
-    assert learning_rate(RECIPE, 4 + done - 1, 104) == pytest.approx(expected)
-
-
-def test_the_last_step_is_at_the_floor_and_it_stays_there() -> None:
-    assert learning_rate(RECIPE, 103, 104) == pytest.approx(0.1)
-    assert learning_rate(RECIPE, 500, 104) == pytest.approx(0.1)
-
-
-def test_a_run_shorter_than_its_warm_up_is_all_warm_up() -> None:
-    assert learning_rate(RECIPE, 1, 2) == 0.5
 
 
 def test_only_matrices_decay() -> None:
@@ -45,3 +25,37 @@ def test_squared_norms_of_shards_add_up() -> None:
     parts = squared_norm([gradient[:5]]) + squared_norm([gradient[5:], torch.empty(0)])
     torch.testing.assert_close(whole, parts)
     assert math.isclose(whole.item(), 506.0, rel_tol=1e-6)
+
+
+def by_hand(start: torch.Tensor, gradients: list[torch.Tensor], training: TrainingSpec) -> torch.Tensor:
+    """AdamW as its paper has it, in fp64, each moment corrected by one minus the product of its betas."""
+    p, m, v = start.double(), torch.zeros_like(start).double(), torch.zeros_like(start).double()
+    products = [1.0, 1.0]
+    last = training.final_betas or training.betas
+    for step, gradient in enumerate(gradients):
+        done = step / (len(gradients) - 1)
+        first, second = (a + (b - a) * done for a, b in zip(training.betas, last, strict=True))
+        products = [products[0] * first, products[1] * second]
+        m = first * m + (1 - first) * gradient.double()
+        v = second * v + (1 - second) * gradient.double() ** 2
+        rate = learning_rate(training, step, len(gradients))
+        p = p * (1 - rate * training.weight_decay)
+        p = p - rate * (m / (1 - products[0])) / ((v / (1 - products[1])).sqrt() + training.eps)
+    return p
+
+
+@pytest.mark.parametrize("final_betas", [None, (0.85, 0.99), (0.0, 0.5)])
+def test_adam_with_changing_betas_is_corrected_by_their_product(final_betas: tuple[float, float] | None) -> None:
+    training = TrainingSpec(
+        learning_rate=0.02, warmup_steps=3, betas=(0.9, 0.999), final_betas=final_betas, eps=1e-3, weight_decay=0.3
+    )
+    model = nn.Linear(5, 4, bias=False)
+    start = model.weight.detach().clone()
+    gradients = [torch.randn(4, 5, generator=torch.Generator().manual_seed(i)) for i in range(30)]
+    optimizer = make_optimizer(model, training)
+    course = Course(optimizer, training, len(gradients))
+    for step, gradient in enumerate(gradients):
+        model.weight.grad = gradient.clone()
+        assert course.set(step) == learning_rate(training, step, len(gradients))
+        optimizer.step()
+    torch.testing.assert_close(model.weight.detach().double(), by_hand(start, gradients, training), rtol=1e-5, atol=1e-6)

@@ -28,7 +28,7 @@ def train_fn(config: dict) -> None:
     from workers.model.attention import document_borders
     from workers.model.decoder import IGNORED, Decoder, Input
     from workers.model.init import initial_value
-    from workers.optim import learning_rate
+    from workers.schedule import learning_rate
     from workers.spec import TrainSpec
 
     spec = TrainSpec.model_validate(config["spec"])
