@@ -107,9 +107,10 @@ class TrainingSpec(Spec):
     """What follows the linear warm-up: ``wsd`` stays up and falls linearly over the last ``decay_fraction`` of all steps."""
     min_learning_rate_ratio: float = Field(default=0.1, ge=0, le=1)
     """The floor of the decay, as a share of ``learning_rate``."""
-    warmup_steps: int = Field(default=10, ge=0)
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Give this or ``warmup_fraction`` (default 10)."""
     warmup_fraction: float | None = Field(default=None, ge=0, le=1)
-    """The warm-up as a share of all steps, in place of ``warmup_steps``."""
+    """The warm-up as a share of all steps."""
     decay_fraction: float = Field(default=0.1, gt=0, le=1)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     final_betas: tuple[Beta, Beta] | None = None
@@ -133,12 +134,15 @@ class TrainingSpec(Spec):
             )
         if self.tokens is not None and self.steps is not None:
             raise ValueError("tokens and steps are both given; give one")
-        if self.warmup_fraction is not None and "warmup_steps" in self.model_fields_set:
+        if self.warmup_steps is not None and self.warmup_fraction is not None:
             raise ValueError("warmup_steps and warmup_fraction are both given; give one")
         return self
 
     def resolved_warmup_steps(self, total_steps: int) -> int:
-        return self.warmup_steps if self.warmup_fraction is None else round(self.warmup_fraction * total_steps)
+        """Optimizer steps of the linear warm-up."""
+        if self.warmup_fraction is not None:
+            return round(self.warmup_fraction * total_steps)
+        return 10 if self.warmup_steps is None else self.warmup_steps
 
     def total_steps(self, sequence_length: int) -> int:
         """Optimizer steps of the whole run (default 100)."""

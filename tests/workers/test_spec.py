@@ -72,6 +72,15 @@ def test_tokens_are_rounded_up_to_whole_steps(tokens: int | None, steps: int | N
     assert recipe.total_steps(sequence_length=128) == expected
 
 
+@pytest.mark.parametrize(
+    "training",
+    [{}, {"tokens": 5000}, {"steps": 3}, {"warmup_steps": 0}, {"warmup_fraction": 0.1, "final_betas": [0.85, 0.99]}],
+)
+def test_a_spec_with_its_defaults_filled_in_is_the_same_spec(training: dict[str, object]) -> None:
+    spec = TrainSpec.model_validate({"training": training})
+    assert TrainSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
 def test_specs_import_neither_torch_nor_ray() -> None:
     code = "import sys, service.spec, workers.attempt; sys.exit(bool({'torch', 'ray', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
