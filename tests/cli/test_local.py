@@ -185,7 +185,9 @@ def test_stopping_asks_first_and_forces_what_does_not_listen(
 def test_a_sweep_ends_what_carries_the_mark_and_its_children_and_nothing_else(
     spawned: list["subprocess.Popen[bytes]"],
 ) -> None:
-    parent = "import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); print(c.pid, flush=True); c.wait()"  # noqa: E501
+    # The child says itself that it runs: between fork and the end of exec a process has no environment to read.
+    child_code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child_code!r}])"
     marked = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, env={**os.environ, "A_MARK": "mine"})
     other = service_like(spawned)
     spawned.append(marked)
