@@ -15,6 +15,7 @@ import numpy.typing as npt
 from data.errors import ShardError
 from data.files import checksum
 from data.manifest import SPLITS, TOKENIZER_NAME, Manifest, ShardInfo, Split
+from data.pack import aligned
 from data.shards import Shard
 
 
@@ -87,7 +88,7 @@ class PackedDataset:
             for document, length in enumerate(shard.pieces(row).tolist()):
                 document_ids[r, at : at + length] = document
                 positions[r, at : at + length] = np.arange(length, dtype=np.int32)
-                at += length
+                at += aligned(length, self.manifest.document_alignment)
         return Batch(tokens, document_ids, positions)
 
     def _locate(self, split: Split, index: int) -> tuple[Shard, int]:

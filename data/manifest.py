@@ -9,7 +9,7 @@ from data.errors import NotEnoughData, ShardError
 
 FILE_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.model"
-FORMAT = 2
+FORMAT = 3
 """Part of every data set's identity; raise it when the same input no longer gives the same bytes."""
 
 Split = Literal["train", "held_out"]
@@ -44,7 +44,8 @@ class Cell(_Record):
 
 class ShardInfo(_Record):
     """One file of packed rows. Layout, little-endian uint32: ``tokens[rows, T]``, ``row_start[rows + 1]``,
-    ``piece_length[pieces]``; row r holds the pieces ``row_start[r] .. row_start[r + 1]`` from its left edge on."""
+    ``piece_length[pieces]``; row r holds the pieces ``row_start[r] .. row_start[r + 1]`` from its left edge on, each beginning
+    at the next multiple of the manifest's ``document_alignment``."""
 
     file: str
     split: Split
@@ -64,6 +65,8 @@ class Manifest(_Record):
     hash: str
     """Identity of the input: spec, files, versions. The directory's name."""
     sequence_length: int
+    document_alignment: int = 1
+    """Pieces begin at multiples of this many tokens in their row."""
     vocab_size: int
     bos_id: int
     eos_id: int

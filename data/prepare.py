@@ -196,6 +196,7 @@ def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask
                     tokenizer=tokenizer,
                     tokenizer_checksum=digest,
                     row_length=data.sequence_length,
+                    align=data.document_alignment,
                 )
                 index += 1
 
@@ -212,6 +213,7 @@ def _manifest(
     draft = Manifest(
         hash=identity,
         sequence_length=data.sequence_length,
+        document_alignment=data.document_alignment,
         vocab_size=tokenizer.vocab_size,
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,

@@ -13,23 +13,26 @@ import xxhash
 from data.errors import ShardError
 from data.files import checksum, write_atomically
 from data.manifest import ShardInfo, Split
-from data.pack import pack
+from data.pack import aligned, pack
 
 U32 = npt.NDArray[np.uint32]
 _STORED = np.dtype("<u4")
 
 
 def write_shard(
-    directory: Path, file: str, documents: Sequence[Sequence[int]], *, split: Split, cell: int, row_length: int
+    directory: Path, file: str, documents: Sequence[Sequence[int]], *, split: Split, cell: int, row_length: int, align: int = 1
 ) -> ShardInfo:
-    """Packs documents (token ids, marks included) into one file. Padding is token 0 and belongs to no piece."""
-    rows = pack([len(document) for document in documents], row_length)
+    """Packs documents (token ids, marks included) into one file. Padding is token 0 and belongs to no piece.
+
+    Where a piece begins is not stored: it follows from the lengths before it and ``align``, which the manifest keeps.
+    """
+    rows = pack([len(document) for document in documents], row_length, align)
     tokens_RT = np.zeros((len(rows), row_length), dtype=_STORED)
     for r, row in enumerate(rows):
         at = 0
         for piece in row:
             tokens_RT[r, at : at + piece.length] = documents[piece.document][piece.start : piece.start + piece.length]
-            at += piece.length
+            at += aligned(piece.length, align)
     lengths_P = np.array([piece.length for row in rows for piece in row], dtype=_STORED)
     starts = np.cumsum([0, *(len(row) for row in rows)]).astype(_STORED)
     content = tokens_RT.tobytes() + starts.tobytes() + lengths_P.tobytes()

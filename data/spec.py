@@ -1,8 +1,8 @@
 """What the data room executes: sources, cleaning, tokenizer, packing. Pydantic and nothing heavy is imported here."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Spec(BaseModel):
@@ -45,6 +45,9 @@ class DataSpec(Spec):
     sources: tuple[SourceSpec, ...] = Field(default_factory=_stdlib, min_length=1)
     sequence_length: int = Field(default=256, ge=8, le=1_048_576)
     """Tokens in a packed row. A row holds documents of one (language, domain) cell; attention never crosses their borders."""
+    document_alignment: int = Field(default=1, ge=1)
+    """Documents begin at multiples of this many tokens in their row, for attention that works in blocks (``hierarchical``);
+    the gaps are padding. Divides ``sequence_length``."""
     min_characters: int = Field(default=32, ge=0)
     """Shorter documents are dropped, with that reason in the report."""
     max_document_bytes: int = Field(default=16 * 2**20, ge=1)
@@ -59,6 +62,14 @@ class DataSpec(Spec):
     shard_documents: int = Field(default=512, ge=1)
     """Documents in one unit of work; part of the prepared data's identity."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _documents_align(self) -> Self:
+        if self.sequence_length % self.document_alignment:
+            raise ValueError(
+                f"document_alignment {self.document_alignment} does not divide sequence_length {self.sequence_length}"
+            )
+        return self
 
 
 class TokenizerSpec(Spec):

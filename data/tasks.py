@@ -86,6 +86,7 @@ class PackTask:
     tokenizer: Path
     tokenizer_checksum: str
     row_length: int
+    align: int
 
     @property
     def size(self) -> int:
@@ -198,7 +199,13 @@ def pack_documents(task: PackTask) -> PackResult:
         for part, rows in task.documents
         for text in read_texts(part, rows)
     ]
-    info = write_shard(task.directory, task.file, documents, split=task.split, cell=task.cell, row_length=task.row_length)
+    info = write_shard(
+        *(task.directory, task.file, documents),
+        split=task.split,
+        cell=task.cell,
+        row_length=task.row_length,
+        align=task.align,
+    )
     write_atomically(task.marker, info.model_dump_json().encode())
     return PackResult(task.index, info)
 

@@ -28,6 +28,26 @@ def test_rows_hold_tokens_borders_and_positions(tmp_path: Path) -> None:
     assert (info.rows, info.pieces, info.tokens, info.documents) == (2, 4, 10, 3)
 
 
+def test_documents_begin_at_multiples_of_the_alignment(tmp_path: Path, preparation: Preparation) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines(texts(60)))
+    dataset = PackedDataset.open(preparation(data_spec(path, sequence_length=128, document_alignment=16)).path)
+    plain = PackedDataset.open(preparation(data_spec(path, sequence_length=128)).path)
+
+    def documents(of: PackedDataset) -> list[list[int]]:
+        batch = of.rows("train", range(of.num_rows("train")))
+        found = zip(batch.tokens, batch.document_ids, strict=True)
+        return sorted(tokens[ids == d].tolist() for tokens, ids in found for d in range(ids.max() + 1))
+
+    batch = dataset.rows("train", range(dataset.num_rows("train")))
+    first = np.diff(batch.document_ids, axis=1, prepend=-1) != 0
+    starts = np.nonzero(first & (batch.document_ids >= 0))[1]
+    assert len(starts) > dataset.num_rows("train")
+    assert not (starts % 16).any()
+    assert (batch.positions[first] == 0).all()
+    assert (batch.tokens[batch.document_ids < 0] == 0).all()
+    assert documents(dataset) == documents(plain)
+
+
 def test_a_batch_has_the_rows_asked_for_in_that_order(dataset: PackedDataset) -> None:
     last = dataset.num_rows("train") - 1
     batch = dataset.rows("train", [last, 0, last])

@@ -93,6 +93,7 @@ CHANGES: dict[str, Callable[[DataSpec, Path], DataSpec]] = {
     "content of a file": _changed_content,
     "one more file": _another_file,
     "sequence length": lambda spec, _: spec.model_copy(update={"sequence_length": 64}),
+    "alignment": lambda spec, _: spec.model_copy(update={"document_alignment": 8}),
     "seed": lambda spec, _: spec.model_copy(update={"seed": 1}),
 }
 

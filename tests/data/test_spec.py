@@ -40,6 +40,12 @@ def test_the_ends_of_the_range_of_seeds() -> None:
     assert [DataSpec(seed=seed).seed for seed in (0, 2**63 - 1)] == [0, 2**63 - 1]
 
 
+def test_documents_align_to_what_divides_a_row() -> None:
+    with pytest.raises(ValidationError, match="document_alignment 24 does not divide sequence_length 256"):
+        DataSpec(document_alignment=24)
+    assert DataSpec(document_alignment=256).document_alignment == 256
+
+
 @pytest.mark.parametrize("unknown", [{"wieght": 1.0}, {"path": "a.txt", "x": 1}], ids=str)
 def test_unknown_keys_are_errors(unknown: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
