@@ -5,7 +5,7 @@ Legend: R rows asked for, T tokens in a row.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from data.shards import Shard
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows, each three arrays of shape [T].
+    """Rows of T tokens.
 
     Padding has document id -1. A target of position t is the token at t + 1 of the same document, so
     ``document_ids[:, 1:] == document_ids[:, :-1]`` (and not -1) says where one is.
@@ -33,6 +33,13 @@ class Batch:
     """[R, T]: 0, 1, ... within a row from the left"""
     positions: npt.NDArray[np.int32]
     """[R, T]: from 0 in each document; 0 in padding"""
+    samples: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """[R]: each row's number among all rows of the run, in the order in which they are trained on, so that random draws are a
+    row's own whatever mesh or restart it meets; zeros where none was given"""
+
+    def __post_init__(self) -> None:
+        if not len(self.samples):
+            object.__setattr__(self, "samples", np.zeros(len(self.tokens), np.int64))
 
     @property
     def target_mask(self) -> npt.NDArray[np.bool_]:
@@ -70,8 +77,8 @@ class PackedDataset:
     def num_rows(self, split: Split) -> int:
         return self._starts[split][-1]
 
-    def rows(self, split: Split, indices: Sequence[int]) -> Batch:
-        """The rows ``indices`` of a split, in that order.
+    def rows(self, split: Split, indices: Sequence[int], samples: Sequence[int] = ()) -> Batch:
+        """The rows ``indices`` of a split, in that order, each the run's sample of that number in ``samples``.
 
         Raises:
             IndexError: there is no such row.
@@ -89,7 +96,7 @@ class PackedDataset:
                 document_ids[r, at : at + length] = document
                 positions[r, at : at + length] = np.arange(length, dtype=np.int32)
                 at += aligned(length, self.manifest.document_alignment)
-        return Batch(tokens, document_ids, positions)
+        return Batch(tokens, document_ids, positions, np.array(samples, dtype=np.int64))
 
     def _locate(self, split: Split, index: int) -> tuple[Shard, int]:
         starts = self._starts[split]

@@ -196,9 +196,10 @@ class _Run:
     def micro_batches(self, step: int) -> list[Batch | None]:
         """This rank's part of the global batch of ``step`` (from 0), which is an ordered list of micro-batches."""
         rows, size = self.order.batch(step), self.spec.training.micro_batch_size
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        samples = range(step * len(rows), (step + 1) * len(rows))
+        parts = [(rows[i : i + size], samples[i : i + size]) for i in range(0, len(rows), size)]
         mine = deal(parts, self.membership.rank, self.membership.world_size)
-        return [None if part is None else self.dataset.rows("train", part) for part in mine]
+        return [None if part is None else self.dataset.rows("train", *part) for part in mine]
 
     def wanted(self) -> int:
         """Rank 0's word counts. It reaches the others with the step's own all-reduce, so all stop at the same boundary."""

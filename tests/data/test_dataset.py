@@ -70,6 +70,12 @@ def test_targets_never_cross_a_border_or_reach_into_padding() -> None:
     assert Batch(ids.astype(np.uint32), ids, ids).target_mask.tolist() == [[True, False, True, False, False]]
 
 
+def test_rows_carry_the_numbers_of_their_samples(dataset: PackedDataset) -> None:
+    assert dataset.rows("train", [1, 0, 1]).samples.tolist() == [0, 0, 0]
+    batch = dataset.rows("train", [1, 0, 1], range(2**40, 2**40 + 3))
+    assert (batch.samples.dtype, batch.samples.tolist()) == (np.int64, [2**40, 2**40 + 1, 2**40 + 2])
+
+
 def test_padding_is_small(dataset: PackedDataset) -> None:
     batch = dataset.rows("train", range(dataset.num_rows("train")))
     assert (batch.document_ids >= 0).mean() > 0.9

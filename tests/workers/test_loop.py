@@ -1,18 +1,19 @@
 """The train loop alone: resuming, stopping, reporting."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data.dataset import Batch
 from data.errors import NotEnoughData, ShardError
 from tests.workers.tiny import InjectedFault, Recorder, fail_at, run_training, tiny_spec
 from workers.attempt import Desired
 from workers.checkpoint import CheckpointStore
-from workers.engine import Engine
+from workers.engine import Engine, StepResult
 from workers.loop import Hooks, prefetch
 from workers.mesh import Membership
 
@@ -98,6 +99,21 @@ def test_pause_checkpoints_at_that_step_and_resume_goes_on(tiny_data: Path, tmp_
     resumed, second = run_training(ALONE, tiny_spec(), tiny_data, tmp_path / "paused")
     assert resumed.kind == "succeeded"
     assert first.losses | second.losses == whole.losses
+
+
+def test_every_row_of_the_run_has_a_number_of_its_own_whatever_restarts_there_are(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, seen = Engine.train_step, []
+
+    def watched(self: Engine, micro_batches: Sequence[Batch | None], *, signal: int = 0) -> StepResult:
+        seen.extend(number for batch in micro_batches if batch is not None for number in batch.samples.tolist())
+        return step(self, micro_batches, signal=signal)
+
+    monkeypatch.setattr(Engine, "train_step", watched)
+    run_training(ALONE, tiny_spec(), tiny_data, tmp_path, wishes={2: Desired.PAUSED})
+    run_training(ALONE, tiny_spec(), tiny_data, tmp_path)
+    assert seen == list(range(6 * 4))
 
 
 def test_cancel_stops_at_the_next_step_boundary(tiny_data: Path, tmp_path: Path) -> None:
