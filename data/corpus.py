@@ -10,7 +10,7 @@ import numpy as np
 
 from data.errors import NotEnoughData
 from data.files import U64
-from data.selection import Ints, Mask, first_of_each, held_out
+from data.selection import Ints, Mask, first_of_each, held_out, partition
 from data.sources import InputFile
 from data.spec import DataSpec
 from data.tasks import CleanResult, CleanTask, read_index
@@ -30,6 +30,8 @@ class Corpus:
     bytes_N: Ints
     cell_N: Ints
     held_out_N: Mask
+    segment_N: Ints
+    """Of the curriculum; held-out documents are packed as the last one's."""
     read: int
     drops: dict[str, int]
 
@@ -94,6 +96,11 @@ def select(data: DataSpec, tasks: list[CleanTask], results: list[CleanResult]) -
         drops["duplicate"] = duplicates
     hash_N, bytes_N, part_N, row_N = hash_N[keep], bytes_N[keep], part_N[keep], row_N[keep]
     cell_N = cell_of_task[part_N]
+    held_out_N = held_out(hash_N, cell_N, data.held_out_fraction, data.seed)
+    train = np.flatnonzero(~held_out_N)
+    segment_N = np.full(len(hash_N), len(data.segments) - 1)
+    fractions = [segment.fraction for segment in data.segments]
+    segment_N[train] = partition(hash_N[train], bytes_N[train], cell_N[train], fractions, data.seed)
     corpus = Corpus(
         parts=[task.part for task in tasks],
         hash_N=hash_N,
@@ -101,7 +108,8 @@ def select(data: DataSpec, tasks: list[CleanTask], results: list[CleanResult]) -
         row_N=row_N,
         bytes_N=bytes_N,
         cell_N=cell_N,
-        held_out_N=held_out(hash_N, cell_N, data.held_out_fraction, data.seed),
+        held_out_N=held_out_N,
+        segment_N=segment_N,
         read=sum(result.read for result in results),
         drops=dict(sorted(drops.items())),
     )
@@ -119,6 +127,14 @@ def _require_documents(data: DataSpec, corpus: Corpus, names: list[tuple[str, st
             raise NotEnoughData(
                 f"{path}: no document is left of {name[0]}/{name[1]}{because}", pointer=f"/data_pipeline/sources/{first}/path"
             )
+        of_cell = (corpus.cell_N == cell) & ~corpus.held_out_N
+        for number, segment in enumerate(data.segments):
+            if not (of_cell & (corpus.segment_N == number)).any():
+                raise NotEnoughData(
+                    f"{of_cell.sum()} training documents of {name[0]}/{name[1]} are too few for the curriculum: none falls to"
+                    f" its part of {segment.sequence_length} tokens; give more text, or fewer segments",
+                    pointer=f"/data_pipeline/curriculum/{number}",
+                )
     if not corpus.held_out_N.any():
         raise NotEnoughData(
             f"only one document is left{because}; at least two are needed, one of them held out to measure on."

@@ -82,9 +82,13 @@ class PackedDataset:
 
         Raises:
             IndexError: there is no such row.
+            ValueError: they are of different lengths, so of different segments of a curriculum.
             ShardError: a shard is missing, torn or does not match its checksum.
         """
-        shape = (len(indices), self.manifest.sequence_length)
+        lengths = {self.row_length(split, index) for index in indices} or {self.manifest.sequence_length}
+        if len(lengths) > 1:
+            raise ValueError(f"rows of {sorted(lengths)} tokens in one batch")
+        shape = (len(indices), *lengths)
         tokens = np.zeros(shape, dtype=np.uint32)
         document_ids = np.full(shape, -1, dtype=np.int32)
         positions = np.zeros(shape, dtype=np.int32)
@@ -98,12 +102,20 @@ class PackedDataset:
                 at += aligned(length, self.manifest.document_alignment)
         return Batch(tokens, document_ids, positions, np.array(samples, dtype=np.int64))
 
+    def row_length(self, split: Split, index: int) -> int:
+        """Tokens in a row. Raises IndexError: there is no such row."""
+        info, _ = self._find(split, index)
+        return self.manifest.segments[info.segment].sequence_length
+
     def _locate(self, split: Split, index: int) -> tuple[Shard, int]:
+        info, row = self._find(split, index)
+        if info.file not in self._open:
+            self._open[info.file] = Shard(self.path / info.file, info, self.row_length(split, index))
+        return self._open[info.file], row
+
+    def _find(self, split: Split, index: int) -> tuple[ShardInfo, int]:
         starts = self._starts[split]
         if not 0 <= index < starts[-1]:
             raise IndexError(f"row {index} of {starts[-1]} in {split}")
         number = bisect_right(starts, index) - 1
-        info = self._infos[split][number]
-        if info.file not in self._open:
-            self._open[info.file] = Shard(self.path / info.file, info, self.manifest.sequence_length)
-        return self._open[info.file], index - starts[number]
+        return self._infos[split][number], index - starts[number]

@@ -42,6 +42,19 @@ class Cell(_Record):
         return f"{self.language}/{self.domain}"
 
 
+class Segment(_Record):
+    """A part of the run with rows of one length (``DataSpec.curriculum``); without a curriculum there is one."""
+
+    sequence_length: int
+    fraction: float
+    cells: tuple[Count, ...]
+    """What it trains on, by cell."""
+
+    @property
+    def rows(self) -> int:
+        return sum(cell.rows for cell in self.cells)
+
+
 class ShardInfo(_Record):
     """One file of packed rows. Layout, little-endian uint32: ``tokens[rows, T]``, ``row_start[rows + 1]``,
     ``piece_length[pieces]``; row r holds the pieces ``row_start[r] .. row_start[r + 1]`` from its left edge on, each beginning
@@ -50,6 +63,8 @@ class ShardInfo(_Record):
     file: str
     split: Split
     cell: int
+    segment: int
+    """Of the curriculum, whose row length it has; for held-out rows the last."""
     documents: int
     rows: int
     pieces: int
@@ -59,7 +74,7 @@ class ShardInfo(_Record):
 
 
 class Manifest(_Record):
-    """Rows of a split are numbered through its shards in the order of ``shards``, which is by cell."""
+    """Rows of a split are numbered through its shards in the order of ``shards``, which is by segment, then cell."""
 
     format: int = FORMAT
     hash: str
@@ -72,6 +87,7 @@ class Manifest(_Record):
     eos_id: int
     tokenizer_checksum: str
     cells: tuple[Cell, ...]
+    segments: tuple[Segment, ...]
     shards: tuple[ShardInfo, ...]
     input_files: int
     input_bytes: int
@@ -91,13 +107,14 @@ class Manifest(_Record):
     def documents(self, split: Split) -> int:
         return sum(shard.documents for shard in self.shards if shard.split == split)
 
-    def cell_rows(self, split: Split) -> list[range]:
-        """The numbers of each cell's rows in a split."""
-        ranges, start = [], 0
-        for index in range(len(self.cells)):
-            size = sum(shard.rows for shard in self.shards if shard.split == split and shard.cell == index)
-            ranges.append(range(start, start + size))
-            start += size
+    def cell_rows(self, split: Split, segment: int = -1) -> list[range]:
+        """The numbers of each cell's rows in a split, of one segment (the last)."""
+        ranges, start = [range(0)] * len(self.cells), 0
+        for shard in (shard for shard in self.shards if shard.split == split):
+            stop = start + shard.rows
+            if shard.segment == segment % len(self.segments):
+                ranges[shard.cell] = range(ranges[shard.cell].start if ranges[shard.cell] else start, stop)
+            start = stop
         return ranges
 
     @classmethod
@@ -120,14 +137,16 @@ class Manifest(_Record):
 def require_rows(manifest: Manifest, global_batch_size: int) -> None:
     """
     Raises:
-        NotEnoughData: the training split does not fill one global batch, or nothing is held out.
+        NotEnoughData: the training documents of a segment do not fill one global batch, or nothing is held out.
     """
-    rows = manifest.rows("train")
-    if rows < global_batch_size:
-        raise NotEnoughData(
-            f"{manifest.documents('train')} training documents fill {rows} rows of {manifest.sequence_length} tokens,"
-            f" fewer than one global batch of {global_batch_size}; give more text, or a smaller global_batch_size",
-            pointer="/training/global_batch_size",
-        )
+    for segment in manifest.segments:
+        needed = global_batch_size * manifest.sequence_length // segment.sequence_length
+        if segment.rows < needed:
+            documents = sum(cell.documents for cell in segment.cells)
+            raise NotEnoughData(
+                f"{documents} training documents fill {segment.rows} rows of {segment.sequence_length} tokens,"
+                f" fewer than one global batch of {needed}; give more text, or a smaller global_batch_size",
+                pointer="/training/global_batch_size",
+            )
     if not manifest.rows("held_out"):
         raise NotEnoughData("no document is held out to measure on", pointer="/data_pipeline/held_out_fraction")

@@ -7,7 +7,8 @@ Unigram: add-one (Laplace). Bigram: Witten-Bell interpolation with that unigram 
 section 2.4): ``p(w|h) = (c(h,w) + T(h) p(w)) / (c(h) + T(h))`` with T(h) the number of different tokens seen after h.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
 
 import numpy as np
 import numpy.typing as npt
@@ -58,9 +59,8 @@ def _count(dataset: PackedDataset, split: Split, rows: Sequence[int]) -> tuple[U
     """Different (previous, next) pairs as ``previous * vocab + next``, ascending, and how often each occurs."""
     vocab = np.uint64(dataset.manifest.vocab_size)
     pairs, counts = np.empty(0, np.uint64), np.empty(0, np.int64)
-    at_a_time = max(1, _TOKENS_AT_A_TIME // dataset.manifest.sequence_length)
-    for start in range(0, len(rows), at_a_time):
-        batch = dataset.rows(split, rows[start : start + at_a_time])
+    for part in _of_one_length(dataset, split, rows):
+        batch = dataset.rows(split, part)
         mask = batch.target_mask
         tokens = batch.tokens.astype(np.uint64)
         new, times = np.unique(tokens[:, :-1][mask] * vocab + tokens[:, 1:][mask], return_counts=True)
@@ -68,6 +68,13 @@ def _count(dataset: PackedDataset, split: Split, rows: Sequence[int]) -> tuple[U
         counts = np.bincount(where, weights=np.concatenate([counts, times]), minlength=len(merged)).astype(np.int64)
         pairs = merged
     return pairs, counts
+
+
+def _of_one_length(dataset: PackedDataset, split: Split, rows: Sequence[int]) -> Iterator[list[int]]:
+    """``rows`` in batches of bounded size, each of one segment of the curriculum."""
+    for length, members in groupby(rows, key=lambda row: dataset.row_length(split, row)):
+        while part := list(islice(members, max(1, _TOKENS_AT_A_TIME // length))):
+            yield part
 
 
 def _lookup(pairs: U64, counts: I64, wanted: U64) -> I64:

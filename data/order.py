@@ -31,16 +31,16 @@ _ROUNDS = 6
 
 
 class SampleOrder:
-    """The order of training rows."""
+    """The order of the training rows of one segment of the curriculum (of all of them, where there is none)."""
 
-    def __init__(self, manifest: Manifest, seed: int, global_batch_size: int) -> None:
+    def __init__(self, manifest: Manifest, seed: int, global_batch_size: int, segment: int = -1) -> None:
         """
         Raises:
             NotEnoughData: a cell with a weight has no training rows.
         """
         self.seed = seed
         self.global_batch_size = global_batch_size
-        self._cells = manifest.cell_rows("train")
+        self._cells = manifest.cell_rows("train", segment)
         for cell, rows in zip(manifest.cells, self._cells, strict=True):
             if not rows:
                 raise NotEnoughData(f"cell {cell.name} has no training rows", pointer="/data_pipeline/sources")
@@ -70,6 +70,15 @@ class SampleOrder:
             places.extend(((j + 0.5) / count, cell) for j in range(count))
         order = sorted(range(len(rows)), key=places.__getitem__)
         return [rows[i] for i in order]
+
+    def take(self, first: int, count: int) -> list[int]:
+        """Rows ``first .. first + count`` of all batches end to end, for batches that are smaller than the global one."""
+        step, skipped = divmod(first, self.global_batch_size)
+        rows: list[int] = []
+        while len(rows) < skipped + count:
+            rows += self.batch(step)
+            step += 1
+        return rows[skipped : skipped + count]
 
     def _draw(self, cell: int, first: int, count: int) -> list[int]:
         """Rows (from 0 within the cell) of its uses ``first .. first + count``, over the border of an epoch where needed."""

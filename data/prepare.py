@@ -10,8 +10,9 @@ import platform
 import shutil
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from data.errors import MantaError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
 from data.locks import locked
-from data.manifest import FILE_NAME, FORMAT, SPLITS, TOKENIZER_NAME, Cell, Count, Manifest, ShardInfo, Split
+from data.manifest import FILE_NAME, FORMAT, SPLITS, TOKENIZER_NAME, Cell, Count, Manifest, Segment, ShardInfo
 from data.ngrams import held_out_losses
 from data.selection import sample
 from data.sources import InputFile, list_files
@@ -177,28 +178,29 @@ def _shards(data: DataSpec, corpus: Corpus, work: Path, executor: Executor, on_p
 
 
 def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask]:
-    """Shards by split, then cell, then reading order: a cell's rows are numbered without a gap."""
+    """Shards by split, then segment, then cell, then reading order: a cell's rows are numbered without a gap."""
     index = 0
     tokenizer = work / TOKENIZER_NAME
     digest = checksum(tokenizer)
-    for split in SPLITS:
-        for cell in range(len(cells(data))):
-            members = np.flatnonzero((corpus.cell_N == cell) & (corpus.held_out_N == (split == "held_out")))
-            for start in range(0, len(members), data.shard_documents):
-                yield PackTask(
-                    index=index,
-                    directory=work,
-                    file=f"shards/{split}-{cell:03}-{start // data.shard_documents:06}.u32",
-                    marker=work / _SCRATCH / f"shard-{index:06}.json",
-                    split=split,
-                    cell=cell,
-                    documents=tuple(corpus.locate(members[start : start + data.shard_documents])),
-                    tokenizer=tokenizer,
-                    tokenizer_checksum=digest,
-                    row_length=data.sequence_length,
-                    align=data.document_alignment,
-                )
-                index += 1
+    for split, segment, cell in product(SPLITS, range(len(data.segments)), range(len(cells(data)))):
+        chosen_N = (corpus.held_out_N == (split == "held_out")) & (corpus.segment_N == segment) & (corpus.cell_N == cell)
+        members = np.flatnonzero(chosen_N)
+        for start in range(0, len(members), data.shard_documents):
+            yield PackTask(
+                index=index,
+                directory=work,
+                file=f"shards/{split}-{segment:02}-{cell:03}-{start // data.shard_documents:06}.u32",
+                marker=work / _SCRATCH / f"shard-{index:06}.json",
+                split=split,
+                cell=cell,
+                segment=segment,
+                documents=tuple(corpus.locate(members[start : start + data.shard_documents])),
+                tokenizer=tokenizer,
+                tokenizer_checksum=digest,
+                row_length=data.segments[segment].sequence_length,
+                align=data.document_alignment,
+            )
+            index += 1
 
 
 def _manifest(
@@ -223,10 +225,21 @@ def _manifest(
                 language=language,
                 domain=domain,
                 weight=weight,
-                train=_count(shards, cell, "train"),
-                held_out=_count(shards, cell, "held_out"),
+                train=_count(s for s in shards if (s.cell, s.split) == (cell, "train")),
+                held_out=_count(s for s in shards if (s.cell, s.split) == (cell, "held_out")),
             )
             for cell, ((language, domain), weight) in enumerate(cells(data).items())
+        ),
+        segments=tuple(
+            Segment(
+                sequence_length=segment.sequence_length,
+                fraction=segment.fraction,
+                cells=tuple(
+                    _count(s for s in shards if (s.segment, s.cell, s.split) == (number, cell, "train"))
+                    for cell in range(len(cells(data)))
+                ),
+            )
+            for number, segment in enumerate(data.segments)
         ),
         shards=shards,
         input_files=sum(map(len, files)),
@@ -240,8 +253,8 @@ def _manifest(
     return draft.model_copy(update={"unigram_loss": unigram, "bigram_loss": bigram})
 
 
-def _count(shards: tuple[ShardInfo, ...], cell: int, split: Split) -> Count:
-    mine = [shard for shard in shards if (shard.cell, shard.split) == (cell, split)]
+def _count(shards: Iterable[ShardInfo]) -> Count:
+    mine = list(shards)
     return Count(
         documents=sum(shard.documents for shard in mine),
         tokens=sum(shard.tokens for shard in mine),

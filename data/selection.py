@@ -47,6 +47,24 @@ def held_out(hash_N: U64, cell_N: Ints, fraction: float, seed: int) -> Mask:
     return mask
 
 
+def partition(hash_N: U64, bytes_N: Ints, cell_N: Ints, fractions: list[float], seed: int) -> Ints:
+    """Which segment of the curriculum each document belongs to, ``[N]``: within each cell by hash, in proportion to bytes.
+
+    In the order of their hashes, documents whose middle byte lies in the first ``fractions[0]`` of the cell's bytes are segment
+    0's, and so on. Equal texts are in one segment; a cell of few documents may have none in some.
+    """
+    key_N = mix64(hash_N ^ key64("segment", seed))
+    borders = np.cumsum(fractions)[:-1]
+    segment_N = np.zeros(len(hash_N), np.int64)
+    for cell in np.unique(cell_N):
+        members = np.flatnonzero(cell_N == cell)
+        keys, text_of = np.unique(key_N[members], return_inverse=True)
+        sizes = np.bincount(text_of, weights=bytes_N[members], minlength=len(keys))
+        middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+        segment_N[members] = np.searchsorted(borders, middles)[text_of]
+    return segment_N
+
+
 def sample(hash_N: U64, bytes_N: Ints, cell_N: Ints, shares: list[float], budget: int, seed: int) -> Ints:
     """Sorted indices of a seeded sample of about ``budget`` bytes, each cell in proportion to its share.
 

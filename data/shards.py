@@ -20,7 +20,15 @@ _STORED = np.dtype("<u4")
 
 
 def write_shard(
-    directory: Path, file: str, documents: Sequence[Sequence[int]], *, split: Split, cell: int, row_length: int, align: int = 1
+    directory: Path,
+    file: str,
+    documents: Sequence[Sequence[int]],
+    *,
+    split: Split,
+    cell: int,
+    row_length: int,
+    segment: int = 0,
+    align: int = 1,
 ) -> ShardInfo:
     """Packs documents (token ids, marks included) into one file. Padding is token 0 and belongs to no piece.
 
@@ -41,6 +49,7 @@ def write_shard(
         file=file,
         split=split,
         cell=cell,
+        segment=segment,
         documents=len(documents),
         rows=len(rows),
         pieces=len(lengths_P),

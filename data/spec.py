@@ -1,5 +1,6 @@
 """What the data room executes: sources, cleaning, tokenizer, packing. Pydantic and nothing heavy is imported here."""
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -39,15 +40,27 @@ def _stdlib() -> tuple[SourceSpec, ...]:
     )
 
 
+class CurriculumSegment(Spec):
+    """A part of the run in which rows have one length."""
+
+    sequence_length: int = Field(ge=8)
+    fraction: float = Field(gt=0, le=1)
+    """Share of the run's tokens."""
+
+
 class DataSpec(Spec):
     """From documents to packed rows."""
 
     sources: tuple[SourceSpec, ...] = Field(default_factory=_stdlib, min_length=1)
     sequence_length: int = Field(default=256, ge=8, le=1_048_576)
     """Tokens in a packed row. A row holds documents of one (language, domain) cell; attention never crosses their borders."""
+    curriculum: tuple[CurriculumSegment, ...] = ()
+    """Shorter rows first: each segment's length and share of the run's tokens, the last one's length being ``sequence_length``.
+    A step has as many tokens in every segment: ``global_batch_size`` counts rows of ``sequence_length``. Each document belongs
+    to one segment, by hash and in proportion. Empty: all rows have ``sequence_length``."""
     document_alignment: int = Field(default=1, ge=1)
     """Documents begin at multiples of this many tokens in their row, for attention that works in blocks (``hierarchical``);
-    the gaps are padding. Divides ``sequence_length``."""
+    the gaps are padding. Divides every sequence length."""
     min_characters: int = Field(default=32, ge=0)
     """Shorter documents are dropped, with that reason in the report."""
     max_document_bytes: int = Field(default=16 * 2**20, ge=1)
@@ -63,12 +76,26 @@ class DataSpec(Spec):
     """Documents in one unit of work; part of the prepared data's identity."""
     seed: Seed = 0
 
+    @property
+    def segments(self) -> tuple[CurriculumSegment, ...]:
+        """The curriculum; without one, a single segment."""
+        return self.curriculum or (CurriculumSegment(sequence_length=self.sequence_length, fraction=1.0),)
+
     @model_validator(mode="after")
-    def _documents_align(self) -> Self:
-        if self.sequence_length % self.document_alignment:
-            raise ValueError(
-                f"document_alignment {self.document_alignment} does not divide sequence_length {self.sequence_length}"
-            )
+    def _lengths_fit(self) -> Self:
+        lengths = [segment.sequence_length for segment in self.segments]
+        if lengths[-1] != self.sequence_length:
+            raise ValueError(f"the curriculum ends with sequence_length {lengths[-1]}, not with {self.sequence_length}")
+        if any(a >= b for a, b in pairwise(lengths)):
+            raise ValueError(f"the curriculum's sequence lengths {lengths} do not rise")
+        for length in lengths:
+            if self.sequence_length % length:
+                raise ValueError(f"the curriculum's sequence_length {length} does not divide {self.sequence_length}")
+            if length % self.document_alignment:
+                raise ValueError(f"document_alignment {self.document_alignment} does not divide sequence_length {length}")
+        total = sum(segment.fraction for segment in self.segments)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the curriculum's fractions sum to {total:g}, not to 1")
         return self
 
 

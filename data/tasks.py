@@ -72,7 +72,7 @@ class CleanResult:
 
 @dataclass(frozen=True, slots=True)
 class PackTask:
-    """Tokenise some documents of one cell and split, and pack them into one shard."""
+    """Tokenise some documents of one split, segment and cell, and pack them into one shard."""
 
     index: int
     directory: Path
@@ -81,6 +81,7 @@ class PackTask:
     marker: Path
     split: Split
     cell: int
+    segment: int
     documents: tuple[tuple[Path, tuple[int, ...]], ...]
     """Parts, and the rows to take of each."""
     tokenizer: Path
@@ -203,6 +204,7 @@ def pack_documents(task: PackTask) -> PackResult:
         *(task.directory, task.file, documents),
         split=task.split,
         cell=task.cell,
+        segment=task.segment,
         row_length=task.row_length,
         align=task.align,
     )

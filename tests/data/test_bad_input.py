@@ -182,6 +182,19 @@ def test_fewer_rows_than_one_batch(tmp_path: Path, preparation: Preparation) -> 
     assert raised.value.pointer == "/training/global_batch_size"
 
 
+def test_a_segment_without_documents_or_with_less_than_a_batch_is_named(tmp_path: Path, preparation: Preparation) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines(texts(60)))
+    pair = [{"sequence_length": 16, "fraction": 0.9}, {"sequence_length": 32, "fraction": 0.1}]
+    manifest = preparation(data_spec(path, curriculum=pair)).manifest
+    rows = manifest.segments[1].rows
+    require_rows(manifest, rows)
+    with pytest.raises(NotEnoughData, match=f"fill {rows} rows of 32 tokens, fewer than one global batch of {rows + 1};"):
+        require_rows(manifest, rows + 1)
+    with pytest.raises(NotEnoughData, match="en/web are too few for the curriculum: none falls to its part of 32") as raised:
+        preparation(data_spec(path, curriculum=[{**pair[0], "fraction": 0.9999}, {**pair[1], "fraction": 0.0001}]))
+    assert raised.value.pointer == "/data_pipeline/curriculum/1"
+
+
 TOKENIZERS: dict[str, tuple[dict[str, object], str, str]] = {
     "missing": ({"path": "/no/such.model"}, "/no/such.model cannot be read", "/tokenizer/path"),
     "not one": ({"path": __file__}, "is not a SentencePiece model", "/tokenizer/path"),

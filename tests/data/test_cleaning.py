@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.documents import Document
-from data.selection import first_of_each, held_out, sample, text_hash
+from data.selection import first_of_each, held_out, partition, sample, text_hash
 from data.stages import Length, Normalise, clean
 
 
@@ -68,6 +68,33 @@ def test_equal_texts_are_on_one_side() -> None:
     hashes = np.repeat(np.arange(500, dtype=np.uint64), 2)
     mask = held_out(hashes, np.zeros(1000, np.int64), 0.1, 0)
     assert (mask[::2] == mask[1::2]).all()
+
+
+def test_segments_have_their_share_of_each_cells_bytes() -> None:
+    hashes = np.arange(6000, dtype=np.uint64)
+    cells = np.repeat([0, 1], 3000)
+    sizes = np.random.default_rng(0).integers(1, 1000, 6000)
+    segments = partition(hashes, sizes, cells, [0.2, 0.5, 0.3], 0)
+    for cell in (0, 1):
+        inside = np.bincount(segments, weights=sizes * (cells == cell)) / sizes[cells == cell].sum()
+        assert np.abs(inside - [0.2, 0.5, 0.3]).max() < 1000 / sizes[cells == cell].sum()
+
+
+def test_the_segment_of_a_document_is_another_draw_than_its_place_and_its_split() -> None:
+    hashes, cells, sizes = np.arange(4000, dtype=np.uint64), np.zeros(4000, np.int64), np.ones(4000, np.int64)
+    segments = partition(hashes, sizes, cells, [0.5, 0.5], 0)
+    assert abs(segments[:2000].mean() - 0.5) < 0.05
+    assert abs(segments[held_out(hashes, cells, 0.3, 0)].mean() - 0.5) < 0.05
+    assert (segments != partition(hashes, sizes, cells, [0.5, 0.5], 1)).mean() > 0.4
+
+
+@given(HASHES, st.integers(1, 4), st.integers(0, 9))
+def test_equal_texts_are_in_one_segment(documents: list[tuple[int, int]], count: int, seed: int) -> None:
+    hashes = np.array([d[0] for d in documents] * 2, np.uint64)
+    cells = np.array([d[1] for d in documents] * 2)
+    segments = partition(hashes, np.arange(1, len(hashes) + 1), cells, [1 / count] * count, seed)
+    assert (segments[: len(documents)] == segments[len(documents) :]).all()
+    assert set(segments.tolist()) <= set(range(count))
 
 
 def test_the_tokenizers_sample_follows_the_shares_up_to_the_budget() -> None:

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 
 from data.errors import NotEnoughData, ShardError
 from data.files import key64
-from data.manifest import Cell, Count, Manifest, ShardInfo
+from data.manifest import Cell, Count, Manifest, Segment, ShardInfo
 from data.order import SampleOrder, batch_counts, permute, shares
 
 WEIGHTS = st.lists(st.integers(1, 40).map(lambda w: w / 20), min_size=1, max_size=6)
 
 
-def manifest(rows: list[int], weights: list[float], name: str = "a") -> Manifest:
+def manifest(rows: list[int], weights: list[float], name: str = "a", shares: tuple[float, ...] = (1.0,)) -> Manifest:
+    """``rows`` of each cell in each of ``len(shares)`` segments, whose rows are half as long as the next one's."""
     none = Count()
+    segments = range(len(shares))
     return Manifest(
         hash=name,
         sequence_length=8,
@@ -28,8 +30,13 @@ def manifest(rows: list[int], weights: list[float], name: str = "a") -> Manifest
             Cell(language="en", domain=str(i), weight=w, train=Count(rows=r), held_out=none)
             for i, (r, w) in enumerate(zip(rows, weights, strict=True))
         ),
+        segments=tuple(
+            Segment(sequence_length=8 >> (len(shares) - 1 - s), fraction=shares[s], cells=tuple(Count(rows=r) for r in rows))
+            for s in segments
+        ),
         shards=tuple(
-            ShardInfo(file=str(i), split="train", cell=i, documents=r, rows=r, pieces=r, tokens=r, checksum="")
+            ShardInfo(file=f"{s}-{i}", split="train", cell=i, segment=s, documents=r, rows=r, pieces=r, tokens=r, checksum="")
+            for s in segments
             for i, r in enumerate(rows)
             if r
         ),

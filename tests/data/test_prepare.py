@@ -11,15 +11,18 @@ from typing import Any, BinaryIO
 import pytest
 
 from data import sources
+from data.dataset import PackedDataset
 from data.errors import SourceError
 from data.executors import Executor, SerialExecutor
 from data.files import checksum
 from data.locks import locked
+from data.manifest import Split
 from data.prepare import Prepared, Progress, prepare
-from data.spec import DataSpec, SourceSpec, TokenizerSpec
+from data.spec import CurriculumSegment, DataSpec, SourceSpec, TokenizerSpec
 from tests.data.conftest import Preparation, data_spec, json_lines, texts, write
 
 TOKENIZER = TokenizerSpec(vocab_size=300)
+CURRICULUM = (CurriculumSegment(sequence_length=16, fraction=0.4), CurriculumSegment(sequence_length=32, fraction=0.6))
 
 
 def files(path: Path) -> dict[str, str]:
@@ -93,6 +96,7 @@ CHANGES: dict[str, Callable[[DataSpec, Path], DataSpec]] = {
     "content of a file": _changed_content,
     "one more file": _another_file,
     "sequence length": lambda spec, _: spec.model_copy(update={"sequence_length": 64}),
+    "curriculum": lambda spec, _: spec.model_copy(update={"curriculum": CURRICULUM}),
     "alignment": lambda spec, _: spec.model_copy(update={"document_alignment": 8}),
     "seed": lambda spec, _: spec.model_copy(update={"seed": 1}),
 }
@@ -289,6 +293,42 @@ def test_an_existing_tokenizer_is_taken_as_it_is(tmp_path: Path, preparation: Pr
     other = write(tmp_path / "b.jsonl", json_lines(texts(30, seed=3)))
     second = preparation(data_spec(other), path=str(first.path / "tokenizer.model"))
     assert second.manifest.tokenizer_checksum == first.manifest.tokenizer_checksum
+
+
+def _documents(dataset: PackedDataset, split: Split, rows: range) -> set[bytes]:
+    """Those that lie in one row, whole."""
+    batch, manifest = dataset.rows(split, rows), dataset.manifest
+    found = [
+        tokens[ids == d] for tokens, ids in zip(batch.tokens, batch.document_ids, strict=True) for d in range(ids.max() + 1)
+    ]
+    return {one.tobytes() for one in found if (one[0], one[-1]) == (manifest.bos_id, manifest.eos_id)}
+
+
+def test_each_segment_of_a_curriculum_has_documents_and_a_row_length_of_its_own(
+    tmp_path: Path, preparation: Preparation
+) -> None:
+    spec = data_spec(write(tmp_path / "a.jsonl", json_lines(texts(300, words=10))), sequence_length=256, held_out_fraction=0.1)
+    whole = PackedDataset.open(preparation(spec).path)
+    segments = [{"sequence_length": 128, "fraction": 0.25}, {"sequence_length": 256, "fraction": 0.75}]
+    dataset = PackedDataset.open(preparation(DataSpec.model_validate({**spec.model_dump(), "curriculum": segments})).path)
+    manifest = dataset.manifest
+    assert [segment.sequence_length for segment in manifest.segments] == [128, 256]
+    [short], [long] = manifest.cell_rows("train", 0), manifest.cell_rows("train", 1)
+    assert (short.start, short.stop, long.stop) == (0, long.start, dataset.num_rows("train"))
+    assert dataset.rows("train", short).tokens.shape == (len(short), 128)
+    assert dataset.rows("train", long).tokens.shape == (len(long), 256)
+    assert dataset.rows("held_out", range(dataset.num_rows("held_out"))).tokens.shape[1] == 256
+    with pytest.raises(ValueError, match=r"rows of \[128, 256\] tokens in one batch"):
+        dataset.rows("train", [short[-1], long[0]])
+
+    parts = [_documents(dataset, "train", rows) for rows in (short, long)]
+    assert not parts[0] & parts[1]
+    assert parts[0] | parts[1] == _documents(whole, "train", range(whole.num_rows("train")))
+    tokens = [segment.cells[0].tokens for segment in manifest.segments]
+    assert 0.2 < tokens[0] / sum(tokens) < 0.3
+    assert sum(tokens) == manifest.cells[0].train.tokens == whole.manifest.tokens("train")
+    # Counting within rows sees the same pairs, as no document here is cut.
+    assert (manifest.unigram_loss, manifest.bigram_loss) == (whole.manifest.unigram_loss, whole.manifest.bigram_loss)
 
 
 @pytest.mark.cluster

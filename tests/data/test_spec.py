@@ -46,6 +46,31 @@ def test_documents_align_to_what_divides_a_row() -> None:
     assert DataSpec(document_alignment=256).document_alignment == 256
 
 
+def curriculum(*segments: tuple[int, float]) -> list[dict[str, float]]:
+    return [{"sequence_length": length, "fraction": fraction} for length, fraction in segments]
+
+
+@pytest.mark.parametrize(
+    ("segments", "words"),
+    [
+        (curriculum((64, 0.5), (128, 0.5)), "the curriculum ends with sequence_length 128, not with 256"),
+        (curriculum((128, 0.5), (64, 0.2), (256, 0.3)), r"sequence lengths \[128, 64, 256\] do not rise"),
+        (curriculum((96, 0.5), (256, 0.5)), "sequence_length 96 does not divide 256"),
+        (curriculum((64, 0.2), (256, 0.7)), "fractions sum to 0.9, not to 1"),
+        (curriculum((16, 0.2), (256, 0.8)), "document_alignment 32 does not divide sequence_length 16"),
+    ],
+)
+def test_a_curriculum_that_does_not_add_up_is_named(segments: list[dict[str, float]], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        DataSpec.model_validate({"curriculum": segments, "document_alignment": 32})
+
+
+def test_without_a_curriculum_there_is_one_segment() -> None:
+    assert [s.model_dump() for s in DataSpec(sequence_length=64).segments] == curriculum((64, 1.0))
+    thirds = DataSpec.model_validate({"curriculum": curriculum((64, 1 / 3), (128, 1 / 3), (256, 1 / 3))})
+    assert [s.sequence_length for s in thirds.segments] == [64, 128, 256]
+
+
 @pytest.mark.parametrize("unknown", [{"wieght": 1.0}, {"path": "a.txt", "x": 1}], ids=str)
 def test_unknown_keys_are_errors(unknown: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="Extra inputs"):
