@@ -85,7 +85,7 @@ class PackedDataset:
             ValueError: they are of different lengths, so of different segments of a curriculum.
             ShardError: a shard is missing, torn or does not match its checksum.
         """
-        lengths = {self.row_length(split, index) for index in indices} or {self.manifest.sequence_length}
+        lengths = {self.row_length(split, index) for index in indices} or {self.manifest.row_length()}
         if len(lengths) > 1:
             raise ValueError(f"rows of {sorted(lengths)} tokens in one batch")
         shape = (len(indices), *lengths)
@@ -105,7 +105,7 @@ class PackedDataset:
     def row_length(self, split: Split, index: int) -> int:
         """Tokens in a row. Raises IndexError: there is no such row."""
         info, _ = self._find(split, index)
-        return self.manifest.segments[info.segment].sequence_length
+        return self.manifest.row_length(info.segment)
 
     def _locate(self, split: Split, index: int) -> tuple[Shard, int]:
         info, row = self._find(split, index)

@@ -80,6 +80,8 @@ class Manifest(_Record):
     hash: str
     """Identity of the input: spec, files, versions. The directory's name."""
     sequence_length: int
+    chain_segments: int = 1
+    """A row is a chain of this many segments of ``sequence_length`` tokens."""
     document_alignment: int = 1
     """Pieces begin at multiples of this many tokens in their row."""
     vocab_size: int
@@ -97,6 +99,10 @@ class Manifest(_Record):
     unigram_loss: float
     bigram_loss: float
     """Held-out loss of n-gram models of the training split, nats a token, at the positions that a model predicts."""
+
+    def row_length(self, segment: int = -1) -> int:
+        """Tokens in a row of a segment of the curriculum (the last, as held-out rows)."""
+        return self.segments[segment].sequence_length * self.chain_segments
 
     def rows(self, split: Split) -> int:
         return sum(shard.rows for shard in self.shards if shard.split == split)
@@ -139,12 +145,12 @@ def require_rows(manifest: Manifest, global_batch_size: int) -> None:
     Raises:
         NotEnoughData: the training documents of a segment do not fill one global batch, or nothing is held out.
     """
-    for segment in manifest.segments:
+    for number, segment in enumerate(manifest.segments):
         needed = global_batch_size * manifest.sequence_length // segment.sequence_length
         if segment.rows < needed:
             documents = sum(cell.documents for cell in segment.cells)
             raise NotEnoughData(
-                f"{documents} training documents fill {segment.rows} rows of {segment.sequence_length} tokens,"
+                f"{documents} training documents fill {segment.rows} rows of {manifest.row_length(number)} tokens,"
                 f" fewer than one global batch of {needed}; give more text, or a smaller global_batch_size",
                 pointer="/training/global_batch_size",
             )

@@ -197,7 +197,7 @@ def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask
                 documents=tuple(corpus.locate(members[start : start + data.shard_documents])),
                 tokenizer=tokenizer,
                 tokenizer_checksum=digest,
-                row_length=data.segments[segment].sequence_length,
+                row_length=data.segments[segment].sequence_length * data.chain_segments,
                 align=data.document_alignment,
             )
             index += 1
@@ -215,6 +215,7 @@ def _manifest(
     draft = Manifest(
         hash=identity,
         sequence_length=data.sequence_length,
+        chain_segments=data.chain_segments,
         document_alignment=data.document_alignment,
         vocab_size=tokenizer.vocab_size,
         bos_id=tokenizer.bos_id,

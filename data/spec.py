@@ -58,6 +58,10 @@ class DataSpec(Spec):
     """Shorter rows first: each segment's length and share of the run's tokens, the last one's length being ``sequence_length``.
     A step has as many tokens in every segment: ``global_batch_size`` counts rows of ``sequence_length``. Each document belongs
     to one segment, by hash and in proportion. Empty: all rows have ``sequence_length``."""
+    chain_segments: int = Field(default=1, ge=1)
+    """Rows are this many times ``sequence_length`` long, for a model that reads them a segment at a time and remembers the ones
+    before (Transformer-XL): a document of a row is a chain of consecutive segments. Documents shorter than a row share it, as
+    without chains; with ``document_alignment`` equal to ``sequence_length`` each segment holds one document only."""
     document_alignment: int = Field(default=1, ge=1)
     """Documents begin at multiples of this many tokens in their row, for attention that works in blocks (``hierarchical``);
     the gaps are padding. Divides every sequence length."""
@@ -80,6 +84,11 @@ class DataSpec(Spec):
     def segments(self) -> tuple[CurriculumSegment, ...]:
         """The curriculum; without one, a single segment."""
         return self.curriculum or (CurriculumSegment(sequence_length=self.sequence_length, fraction=1.0),)
+
+    @property
+    def row_length(self) -> int:
+        """Tokens in a row of the last segment of the curriculum, which is also that of held-out rows."""
+        return self.chain_segments * self.sequence_length
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:

@@ -48,6 +48,31 @@ def test_documents_begin_at_multiples_of_the_alignment(tmp_path: Path, preparati
     assert documents(dataset) == documents(plain)
 
 
+def test_a_row_of_a_chain_is_consecutive_segments(tmp_path: Path, preparation: Preparation) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines([*texts(40, words=12), *texts(20, seed=1, words=400)]))
+    dataset = PackedDataset.open(preparation(data_spec(path, chain_segments=4)).path)
+    assert (dataset.manifest.sequence_length, dataset.manifest.row_length()) == (32, 128)
+    batch = dataset.rows("train", range(dataset.num_rows("train")))
+    tokens, ids, positions = batch.tokens, batch.document_ids, batch.positions
+    assert tokens.shape == (dataset.num_rows("train"), 4 * 32)
+    # Over a border between segments a document goes on: same id, next position, and the last token still predicts.
+    over_RS = ids[:, 31:-1:32] == ids[:, 32::32]
+    assert (positions[:, 32::32] == positions[:, 31:-1:32] + 1)[over_RS & (ids[:, 32::32] >= 0)].all()
+    assert (batch.target_mask[:, 31::32] == over_RS & (ids[:, 32::32] >= 0)).all()
+    assert over_RS.any()
+    assert dataset.rows("held_out", [0]).tokens.shape == (1, 128)
+
+
+def test_chains_aligned_to_segments_have_one_document_in_each(tmp_path: Path, preparation: Preparation) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines([*texts(40, words=12), *texts(20, seed=1, words=400)]))
+    dataset = PackedDataset.open(preparation(data_spec(path, chain_segments=4, document_alignment=32)).path)
+    ids_CT = dataset.rows("train", range(dataset.num_rows("train"))).document_ids.reshape(-1, 32)
+    inside = ids_CT >= 0
+    assert (ids_CT == ids_CT[:, :1])[inside].all()
+    assert (inside[:, :-1] >= inside[:, 1:]).all()
+    assert dataset.manifest.tokens("train") == inside.sum()
+
+
 def test_a_batch_has_the_rows_asked_for_in_that_order(dataset: PackedDataset) -> None:
     last = dataset.num_rows("train") - 1
     batch = dataset.rows("train", [last, 0, last])

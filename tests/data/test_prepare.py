@@ -97,6 +97,7 @@ CHANGES: dict[str, Callable[[DataSpec, Path], DataSpec]] = {
     "one more file": _another_file,
     "sequence length": lambda spec, _: spec.model_copy(update={"sequence_length": 64}),
     "curriculum": lambda spec, _: spec.model_copy(update={"curriculum": CURRICULUM}),
+    "chains": lambda spec, _: spec.model_copy(update={"chain_segments": 2}),
     "alignment": lambda spec, _: spec.model_copy(update={"document_alignment": 8}),
     "seed": lambda spec, _: spec.model_copy(update={"seed": 1}),
 }
