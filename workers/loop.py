@@ -15,7 +15,7 @@ import torch
 from data.dataset import Batch, PackedDataset
 from data.errors import MantaError
 from data.manifest import require_rows
-from data.order import SampleOrder
+from data.steps import StepOrder
 from data.tokenizer import Tokenizer
 from workers.attempt import Desired, Phase, Summary
 from workers.checkpoint import CheckpointInfo, CheckpointStore
@@ -98,9 +98,9 @@ class _Run:
     ) -> None:
         self.spec, self.membership, self.dataset, self.tokenizer = spec, membership, dataset, tokenizer
         self.checkpoints, self.reporter, self.hooks, self.engine = checkpoints, reporter, hooks, engine
-        self.order = SampleOrder(dataset.manifest, seed=spec.training.seed, global_batch_size=spec.training.global_batch_size)
+        self.order = StepOrder(dataset.manifest, spec.training.seed, spec.curriculum)
         self.total_steps = spec.total_steps
-        self.step_tokens = spec.training.global_batch_size * spec.data_pipeline.sequence_length
+        self.tokens_before = self.order.curriculum.tokens_before
         self.train_loss = float("nan")
         self.trained_tokens, self.trained_seconds = 0, 0.0
         flops = flops_per_token(spec.model, tokenizer.vocab_size, spec.data_pipeline.sequence_length)
@@ -195,10 +195,7 @@ class _Run:
 
     def micro_batches(self, step: int) -> list[Batch | None]:
         """This rank's part of the global batch of ``step`` (from 0), which is an ordered list of micro-batches."""
-        rows, size = self.order.batch(step), self.spec.training.micro_batch_size
-        samples = range(step * len(rows), (step + 1) * len(rows))
-        parts = [(rows[i : i + size], samples[i : i + size]) for i in range(0, len(rows), size)]
-        mine = deal(parts, self.membership.rank, self.membership.world_size)
+        mine = deal(self.order.micro_batches(step), self.membership.rank, self.membership.world_size)
         return [None if part is None else self.dataset.rows("train", *part) for part in mine]
 
     def wanted(self) -> int:
@@ -215,12 +212,14 @@ class _Run:
         step = self.engine.step
         self.reporter.heartbeat(step)
         self.train_loss = result.loss
-        self.trained_tokens += self.step_tokens
+        tokens = self.tokens_before(step)
+        step_tokens = tokens - self.tokens_before(step - 1)
+        self.trained_tokens += step_tokens
         self.trained_seconds += seconds
         if self.membership.rank != 0:
             return
         if step % self.spec.monitoring.log_interval == 0 or step == self.total_steps:
-            rate = self.step_tokens / seconds
+            rate = step_tokens / seconds
             log.info("step %d of %d: loss %.4f, %.0f tokens/s", step, self.total_steps, result.loss, rate)
             load_LE = result.counts_LE.double() / result.counts_LE.double().mean(dim=-1, keepdim=True).clamp(min=1.0)
             self.report(
@@ -228,7 +227,7 @@ class _Run:
                     "loss": result.loss,
                     "learning_rate": result.learning_rate,
                     "grad_norm": result.grad_norm,
-                    "tokens": float(step * self.step_tokens),
+                    "tokens": float(tokens),
                     "tokens_per_second": rate,
                     "step_seconds": seconds,
                     **({} if self.mfu_per_rate is None else {"mfu": rate * self.mfu_per_rate}),
@@ -252,7 +251,7 @@ class _Run:
         newest = self.checkpoints.directory / f"step-{self.engine.step:08d}"
         return Summary(
             steps=self.engine.step,
-            tokens=self.engine.step * self.step_tokens,
+            tokens=self.tokens_before(self.engine.step),
             train_loss=self.train_loss,
             eval_loss=eval_loss,
             unigram_loss=unigram_loss,

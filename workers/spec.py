@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from data.curriculum import BatchSizes, Curriculum, steps_for
 from data.spec import DataSpec, Seed, Spec, TokenizerSpec
 
 Auto = Literal["auto"]
@@ -92,6 +93,15 @@ class ModelSpec(Spec):
         return self
 
 
+class BatchWarmup(Spec):
+    """The global batch grows to ``global_batch_size`` in equal increments; every step has a whole number of micro-batches."""
+
+    start: int = Field(ge=1)
+    """Rows in the first optimizer step, counted as ``global_batch_size`` is."""
+    fraction: float = Field(gt=0, le=1)
+    """The warm-up as a share of all steps."""
+
+
 class TrainingSpec(Spec):
     """The recipe."""
 
@@ -99,7 +109,9 @@ class TrainingSpec(Spec):
     """Train on this many tokens (rounded up to whole steps). Give this or ``steps``."""
     steps: int | None = Field(default=None, ge=1)
     global_batch_size: int = Field(default=32, ge=1)
-    """Rows in one optimizer step, whatever the number of workers."""
+    """Rows of ``sequence_length`` in one optimizer step, whatever the number of workers. Where a curriculum has shorter rows, a
+    step has as many more of them; so has a micro-batch."""
+    batch_warmup: BatchWarmup | None = None
     micro_batch_size: int = Field(default=8, ge=1)
     """Rows in one forward pass of one worker; the unit that the mesh deals out."""
     learning_rate: float = Field(default=4e-3, gt=0)
@@ -117,9 +129,14 @@ class TrainingSpec(Spec):
     """Adam's betas move to these on a straight line over the whole run; None keeps ``betas``."""
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """``muon``: orthogonalised momentum for the matrices inside the blocks, AdamW for the rest; one learning rate serves both."""
+    muon_momentum: Beta = 0.95
+    moments_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the optimizer's moving averages; bf16 is rounded stochastically, so that small changes still count."""
     clip_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["bf16", "fp32"] = "fp32"
-    """Compute type; master weights and optimizer state are always fp32."""
+    """Compute type; master weights are always fp32."""
     compile: bool = False
     seed: Seed = 0
     eval_interval: int | None = Field(default=None, ge=1)
@@ -132,6 +149,13 @@ class TrainingSpec(Spec):
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is not divisible by micro_batch_size {self.micro_batch_size}"
             )
+        if (warmup := self.batch_warmup) is not None:
+            if warmup.start % self.micro_batch_size:
+                raise ValueError(
+                    f"batch_warmup.start {warmup.start} is not divisible by micro_batch_size {self.micro_batch_size}"
+                )
+            if warmup.start > self.global_batch_size:
+                raise ValueError(f"batch_warmup.start {warmup.start} is more than global_batch_size {self.global_batch_size}")
         if self.tokens is not None and self.steps is not None:
             raise ValueError("tokens and steps are both given; give one")
         if self.warmup_steps is not None and self.warmup_fraction is not None:
@@ -147,8 +171,20 @@ class TrainingSpec(Spec):
     def total_steps(self, sequence_length: int) -> int:
         """Optimizer steps of the whole run (default 100)."""
         if self.tokens is not None:
-            return -(-self.tokens // (self.global_batch_size * sequence_length))
+            return steps_for(-(-self.tokens // (self.micro_batch_size * sequence_length)), *self._batch_course)
         return self.steps or 100
+
+    def batch_sizes(self, total_steps: int) -> BatchSizes:
+        """Micro-batches in each optimizer step."""
+        return BatchSizes.of_run(total_steps, *self._batch_course)
+
+    @property
+    def _batch_course(self) -> tuple[int, int, float]:
+        """Micro-batches at the end and at the beginning of the batch warm-up, and its share of all steps."""
+        full = self.global_batch_size // self.micro_batch_size
+        if self.batch_warmup is None:
+            return full, full, 0.0
+        return full, self.batch_warmup.start // self.micro_batch_size, self.batch_warmup.fraction
 
 
 class CheckpointSpec(Spec):
@@ -199,4 +235,13 @@ class TrainSpec(Spec):
 
     @property
     def total_steps(self) -> int:
-        return self.training.total_steps(self.data_pipeline.sequence_length)
+        return self.training.total_steps(self.data_pipeline.row_length)
+
+    @property
+    def curriculum(self) -> Curriculum:
+        """The length of rows and the number of micro-batches of every optimizer step."""
+        data, training = self.data_pipeline, self.training
+        lengths = [segment.sequence_length * data.chain_segments for segment in data.segments]
+        fractions = [segment.fraction for segment in data.segments]
+        steps = self.total_steps
+        return Curriculum(lengths, fractions, training.micro_batch_size, training.batch_sizes(steps), steps)

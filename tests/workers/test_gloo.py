@@ -181,9 +181,9 @@ def recorded_rows(
     read: list[int] = []
 
     class Recorded(PackedDataset):
-        def rows(self, split: Split, indices: Sequence[int]) -> Batch:
+        def rows(self, split: Split, indices: Sequence[int], samples: Sequence[int] = ()) -> Batch:
             read.extend(indices if split == "train" else [])
-            return super().rows(split, indices)
+            return super().rows(split, indices, samples)
 
     store, recorder = CheckpointStore(directory), Recorder()
     first = max([each.step for each in store.committed()], default=0)
