@@ -61,9 +61,8 @@ def hierarchy(document_ids_BT: torch.Tensor, block: int, slots: int, device: tor
     n = -(-T // block)
     none, levels = B * n, torch.arange(_levels(n))
     first_Bn = document_ids_BT[:, ::block]
-    start_Bn = first_Bn < 0
-    start_Bn[:, 0] = True
-    start_Bn[:, 1:] |= first_Bn[:, 1:] != document_ids_BT[:, block - 1 : -1 : block]
+    start_Bn = torch.ones(B, n, dtype=torch.bool)
+    start_Bn[:, 1:] = first_Bn[:, 1:] != document_ids_BT[:, block - 1 : -1 : block]
     place_Bn = torch.arange(B * n).view(B, n)
     begin_Bn = torch.where(start_Bn, place_Bn, 0).flatten().cummax(0).values.view(B, n)
     index_Bn = place_Bn - begin_Bn
