@@ -103,6 +103,8 @@ def _over_chunks(
             torch.mm(z_CV, head.to(narrow), out=dx_ND[part])
         if dhead_VD is not None:
             _add_product(dhead_VD, z_CV, x_ND[part].to(narrow))
+        # Else it would live until the next chunk's logits are there.
+        del z_CV
     return objective, ce, dx_ND, dhead_VD
 
 
