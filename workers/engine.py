@@ -186,7 +186,7 @@ class Engine:
             if isinstance(module, FSDPModule):
                 module.reshard()
         moments = {
-            name: {moment: self.optimizer.state[p][moment] for moment in ("exp_avg", "exp_avg_sq")}
+            name: {key: value for key, value in self.optimizer.state[p].items() if key != "step"}
             for name, p in self.model.named_parameters()
         }
         return {"model": self.model.state_dict(), "optimizer": moments, "cursor": self.step}

@@ -26,9 +26,7 @@ def random_bits(*parts: Part) -> torch.Tensor:
     smaller shape, so that only the last costs a pass over the whole result, in 32-bit arithmetic. (Half the memory traffic of
     int64, and a mask or a rounding wants no more.) The same bits on every device, eagerly and compiled.
     """
-    key: Part = 0
-    for part in parts[:-1]:
-        key = _fold(key, part)
+    key = fold(*parts[:-1])
     low, high = _signed(key, 32), _signed(key >> 32, 32)
     # Without the factor, keys that differ in their upper bits only would give the same draws in another order.
     x = (_signed(parts[-1], 32) ^ low) * (high | 1)
@@ -38,6 +36,19 @@ def random_bits(*parts: Part) -> torch.Tensor:
     x = (x ^ _shift(x, 16, 32)) * first
     x = (x ^ _shift(x, 15, 32)) * second
     return x ^ _shift(x, 16, 32)
+
+
+def fold(*parts: Part) -> Part:
+    """A 64-bit key, an integer or int64 tensor: what ``random_bits`` makes of all its parts but the last. A key is good as a
+    part itself, so that what many draws share is folded once."""
+    key: Part = 0
+    first, second = (_signed(m, 64) for m in MULTIPLIERS_64)
+    for part in parts:
+        x = _signed((key ^ _signed(part, 64)) + INCREMENT, 64)
+        x = _signed((x ^ _shift(x, 30, 64)) * first, 64)
+        x = _signed((x ^ _shift(x, 27, 64)) * second, 64)
+        key = x ^ _shift(x, 31, 64)
+    return key
 
 
 def uniform(*parts: Part) -> torch.Tensor:
@@ -63,15 +74,6 @@ def round_to_bf16(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     the draw."""
     # bf16 is the upper half of an fp32. A random lower half carries into it as often as the part cut off is large.
     return ((x.view(torch.int32) + (bits & 0xFFFF)) & -0x10000).view(torch.float32).bfloat16()
-
-
-def _fold(key: Part, part: Part) -> Part:
-    """Another 64-bit key."""
-    x = _signed((key ^ _signed(part, 64)) + INCREMENT, 64)
-    first, second = (_signed(m, 64) for m in MULTIPLIERS_64)
-    x = _signed((x ^ _shift(x, 30, 64)) * first, 64)
-    x = _signed((x ^ _shift(x, 27, 64)) * second, 64)
-    return x ^ _shift(x, 31, 64)
 
 
 def _shift(x: Any, by: int, width: int) -> Any:
