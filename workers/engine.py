@@ -6,28 +6,35 @@ Legend: R rows of a micro-batch, T positions, V vocabulary, L mixture-of-experts
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from data.dataset import Batch
 from data.errors import MantaError
 from workers.mesh import Membership, Mesh
-from workers.model.attention import document_borders
-from workers.model.decoder import IGNORED, Decoder, Input
+from workers.model.decoder import Decoder, Objective, Output
 from workers.model.init import initial_value
+from workers.model.inputs import Input, packed_rows, whole_rows, without_context
+from workers.model.loss import IGNORED
 from workers.optim import Course, local, local_gradients, make_optimizer, squared_norm
+from workers.recipe_state import RecipeState
+from workers.recompute import apply_recompute
 from workers.spec import TrainSpec
+
+COMPUTE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 KEEP_GATHERED_BYTES = 2**30
 """Models smaller than this are gathered once a step, and stay so from its first forward pass to its last backward pass."""
 
 
 class TrainingDiverged(MantaError):
-    """The loss or the gradient is not a number any more. The step was not applied."""
+    """The loss or the gradient has not been a number for more steps than are skipped. None of them was applied."""
 
     code: ClassVar[str] = "training_diverged"
     status: ClassVar[int] = 409
@@ -41,12 +48,18 @@ class StepResult:
     """Mean cross-entropy over the global batch's targets, nats."""
     grad_norm: float
     """Before clipping."""
+    applied: bool
+    """False: the loss or the gradient was no number, and the weights are as they were."""
     learning_rate: float
     targets: int
     counts_LE: torch.Tensor
     """Valid tokens of the global batch that chose each expert, in host memory."""
     signal: int
     """The sum of what the ranks passed as ``signal``."""
+    balance: float
+    """The routers' balance losses, summed over layers."""
+    further_loss: float
+    """Of multi-token prediction."""
 
 
 class Engine:
@@ -57,7 +70,8 @@ class Engine:
         self.optimizer = make_optimizer(model, spec.training)
         self.course = Course(self.optimizer, spec.training, spec.total_steps)
         self.step = 0
-        """Optimizer steps taken: the cursor of the whole run."""
+        """Steps taken, skipped ones among them: the cursor of the whole run."""
+        self.recipe = RecipeState.start(spec)
         self.keeps_gathered = _keeps_gathered(model)
 
     @classmethod
@@ -69,11 +83,13 @@ class Engine:
         mesh = Mesh.form(membership, use_gpu=spec.gpu_config.gpus_per_node > 0)
         if mesh.device.type == "cpu":
             torch.set_num_threads(spec.gpu_config.cpus_per_worker)
-        dtype = torch.bfloat16 if spec.training.precision == "bf16" else torch.float32
+        training, dtype = spec.training, COMPUTE_TYPES[spec.training.precision]
         with torch.device("meta"):
-            model = Decoder(spec.model, vocab_size, dtype)
-        if spec.training.compile:
-            for block in model.blocks:
+            objective = Objective(training.label_smoothing, training.focal_gamma, training.compile)
+            model = Decoder(spec.model, vocab_size, dtype, objective)
+        apply_recompute(model.all_blocks, training.activation_checkpointing)
+        if training.compile:
+            for block in model.all_blocks:
                 block.compile()
         if mesh.workers is not None:
             _shard(model, mesh, dtype)
@@ -89,47 +105,70 @@ class Engine:
         """One optimizer step from this rank's micro-batches, as many as every other rank's; None is one without weight.
 
         Loss and gradients are weighted by targets over the whole global batch. All that the ranks must agree on (loss, norm,
-        expert counts, ``signal``) travels in one all-reduce. Raises ``TrainingDiverged`` before anything is applied.
+        expert counts, ``signal``) travels in one all-reduce. A step whose loss or gradient is no number is skipped: it counts,
+        and changes nothing. Raises ``TrainingDiverged`` after more of these in a row than ``training.max_skipped_steps``.
         """
-        training, device = self.spec.training, self.mesh.device
-        # Any constant does here: the true weight, one over the number of targets, is known only after the all-reduce.
-        nominal = training.global_batch_size * self.spec.data_pipeline.sequence_length
-        totals = torch.zeros(2, dtype=torch.float64, device=device)
+        sums, counts_LE = self._backward(micro_batches)
+        gradients = local_gradients(self.model.parameters())
+        extra = torch.tensor([float(signal)], dtype=torch.float64, device=self.mesh.device)
+        agreed = self.mesh.sum(torch.cat([sums, squared_norm(gradients)[None], extra, counts_LE.flatten()])).cpu()
+        loss_sum, targets, balance, further, square, signals = agreed[:6].tolist()
+        counts_LE = agreed[6:].view_as(counts_LE)
+        targets = max(targets, 1.0)
+        # The gradients are of the sum of all losses times these two.
+        weight = 1.0 / (targets * self._nominal_weight * self.recipe.scale)
+        norm = math.sqrt(square) * weight if math.isfinite(square) else square
+        applied = math.isfinite(norm) and math.isfinite(loss_sum)
+        rate = self.course.set(self.recipe.updates)
+        if applied:
+            factor = weight * min(1.0, self.spec.training.clip_grad_norm / (norm + 1e-6))
+            for gradient in gradients:
+                gradient.mul_(factor)
+            self.optimizer.step()
+            for layer, counts in zip(self.model.experts, counts_LE, strict=True):
+                layer.update_bias(counts, self.spec.model.router_bias_update_rate)
+        self.optimizer.zero_grad()
+        self.recipe = self.recipe.after_step(applied)
+        self._require_recovery(loss_sum / targets, norm)
+        self.step += 1
+        parts = (balance / targets, further / targets)
+        return StepResult(loss_sum / targets, norm, applied, rate, int(targets), counts_LE.long(), int(signals), *parts)
+
+    def _backward(self, micro_batches: Sequence[Batch | None]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of all micro-batches. This rank's sums (cross-entropy, targets, balance losses, cross-entropy of further
+        tokens) and expert counts [L, E], in fp64 on the device."""
+        device = self.mesh.device
+        sums = torch.zeros(4, dtype=torch.float64, device=device)
         counts_LE = torch.zeros(len(self.model.experts), self.spec.model.n_routed_experts, dtype=torch.float64, device=device)
+        scale = self._nominal_weight * self.recipe.scale
         for i, batch in enumerate(micro_batches):
             if isinstance(self.model, FSDPModule):
                 last = i == len(micro_batches) - 1
                 self.model.set_requires_gradient_sync(last)
                 self.model.set_reshard_after_backward(last or not self.keeps_gathered)
             inputs = self.inputs(batch)
-            loss, counts = self.model(inputs)
-            (loss / nominal).backward()
-            totals += torch.stack([loss.detach().double(), (inputs.targets_BT != IGNORED).sum().double()])
-            counts_LE += counts
+            output: Output = self.model(inputs)
+            (output.objective * scale).backward()
+            targets = (inputs.targets_BT != IGNORED).sum()
+            parts = (output.cross_entropy, targets, output.balance, output.further)
+            sums += torch.stack([part.double() for part in parts])
+            counts_LE += output.counts_LE
+        return sums, counts_LE
 
-        gradients = local_gradients(self.model.parameters())
-        extra = torch.tensor([float(signal)], dtype=torch.float64, device=device)
-        agreed = self.mesh.sum(torch.cat([totals, squared_norm(gradients)[None], extra, counts_LE.flatten()])).cpu()
-        loss_sum, targets, square, signals = agreed[:4].tolist()
-        weight = nominal / max(targets, 1.0)
-        norm = math.sqrt(square) * weight if math.isfinite(square) else square
-        if not (math.isfinite(norm) and math.isfinite(loss_sum)):
-            self.optimizer.zero_grad()
+    @property
+    def _nominal_weight(self) -> float:
+        """Any constant does here: the true weight, one over the number of targets, is known only after the all-reduce."""
+        return 1.0 / (self.spec.training.global_batch_size * self.spec.data_pipeline.row_length)
+
+    def _require_recovery(self, loss: float, norm: float) -> None:
+        most = self.spec.training.max_skipped_steps
+        if self.recipe.skipped > most:
+            before = f", after {most} skipped steps" if most else ""
             raise TrainingDiverged(
-                f"step {self.step + 1}: the loss is {loss_sum / max(targets, 1.0):.4g} and the gradient's norm {norm:.4g};"
+                f"step {self.step + 1}: the loss is {loss:.4g} and the gradient's norm {norm:.4g}{before};"
                 " lower learning_rate or raise warmup_steps",
                 pointer="/training/learning_rate",
             )
-        for gradient in gradients:
-            gradient.mul_(weight * min(1.0, training.clip_grad_norm / (norm + 1e-6)))
-        rate = self.course.set(self.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        counts_LE = agreed[4:].view_as(counts_LE)
-        for layer, counts in zip(self.model.experts, counts_LE, strict=True):
-            layer.update_bias(counts, self.spec.model.router_bias_update_rate)
-        self.step += 1
-        return StepResult(loss_sum / max(targets, 1.0), norm, rate, int(targets), counts_LE.long(), int(signals))
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Iterable[Batch | None], *, one_token_context: bool = False) -> float:
@@ -137,46 +176,30 @@ class Engine:
 
         ``one_token_context``: the same targets, but every token is a document of its own at position 0.
         """
+        make = without_context if one_token_context else packed_rows
         totals = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         for batch in micro_batches:
-            inputs = self.inputs(batch)
-            if one_token_context:
-                alone = torch.arange(inputs.tokens_BT.numel()).view(inputs.tokens_BT.shape)
-                positions_BT = torch.zeros_like(inputs.positions_BT)
-                inputs = inputs._replace(
-                    positions_BT=positions_BT, borders=document_borders(alone, self.mesh.device, self.model.dtype)
-                )
-            loss, _ = self.model(inputs)
-            totals += torch.stack([loss.double(), (inputs.targets_BT != IGNORED).sum().double()])
+            inputs = make(self.spec.model, batch or self._padding(), self.mesh.device, self.model.dtype)
+            ce = self.model(inputs).cross_entropy
+            totals += torch.stack([ce.double(), (inputs.targets_BT != IGNORED).sum().double()])
         loss_sum, targets = self.mesh.sum(totals).tolist()
         return loss_sum / max(targets, 1.0)
 
     @torch.no_grad()
     def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """[B, T, V] in fp32 for rows of one document each."""
-        positions_BT = torch.arange(tokens_BT.shape[1]).expand(tokens_BT.shape)
-        borders = document_borders(torch.zeros_like(tokens_BT), self.mesh.device, self.model.dtype)
-        tokens_BT, positions_BT = tokens_BT.to(self.mesh.device), positions_BT.to(self.mesh.device)
-        valid_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
-        return self.model(Input(tokens_BT, positions_BT, borders, valid_BT, tokens_BT), logits=True)[0]
+        return self.model(whole_rows(self.spec.model, tokens_BT, self.mesh.device, self.model.dtype), logits=True)
 
     def inputs(self, batch: Batch | None) -> Input:
         """A micro-batch of the data room on the device; None gives one of padding only, which weighs nothing."""
-        shape = (self.spec.training.micro_batch_size, self.spec.data_pipeline.sequence_length)
-        if batch is None:
-            tokens, positions, documents = torch.zeros(shape).long(), torch.zeros(shape).long(), torch.full(shape, -1)
-        else:
-            tokens, positions = torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.positions).long()
-            documents = torch.from_numpy(batch.document_ids).long()
-        same = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
-        targets = torch.full_like(tokens, IGNORED)
-        targets[:, :-1] = torch.where(same, tokens[:, 1:], IGNORED)
-        device = self.mesh.device
-        borders = document_borders(documents, device, self.model.dtype)
-        tokens, positions, valid, targets = (
-            x.to(device, non_blocking=True) for x in (tokens, positions, documents >= 0, targets)
-        )
-        return Input(tokens, positions, borders, valid, targets)
+        rows, training = batch or self._padding(), self.spec.training
+        rate = self.recipe.dropout.rate
+        return packed_rows(self.spec.model, rows, self.mesh.device, self.model.dtype, seed=training.seed, dropout=rate)
+
+    def _padding(self) -> Batch:
+        shape = (self.spec.training.micro_batch_size, self.spec.data_pipeline.row_length)
+        documents = np.full(shape, -1, dtype=np.int32)
+        return Batch(np.zeros(shape, dtype=np.uint32), documents, np.zeros(shape, dtype=np.int32))
 
     def state_dict(self) -> dict[str, Any]:
         """The live tensors (DTensors when sharded), by parameter name, and the cursor: a state for torch's distributed
@@ -189,7 +212,12 @@ class Engine:
             name: {key: value for key, value in self.optimizer.state[p].items() if key != "step"}
             for name, p in self.model.named_parameters()
         }
-        return {"model": self.model.state_dict(), "optimizer": moments, "cursor": self.step}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": moments,
+            "cursor": self.step,
+            "recipe": self.recipe.state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the tensors of a ``state_dict()`` (same mesh, values in place or replaced) or of a ``full_state()``."""
@@ -197,7 +225,10 @@ class Engine:
         self._copy(mine["model"], state["model"])
         for name, moments in mine["optimizer"].items():
             self._copy(moments, state["optimizer"][name])
-        self._set_step(int(state["cursor"]))
+        self.recipe = RecipeState.of(self.spec, state["recipe"])
+        self.step = int(state["cursor"])
+        for moments in self.optimizer.state.values():
+            moments["step"].fill_(self.recipe.updates)
 
     def full_state(self) -> dict[str, Any]:
         """``state_dict()`` with every tensor whole and in host memory, on every rank: ``build`` takes it on any mesh."""
@@ -220,11 +251,6 @@ class Engine:
         for name, tensor in targets.items():
             _fill(tensor, sources[name])
 
-    def _set_step(self, step: int) -> None:
-        self.step = step
-        for state in self.optimizer.state.values():
-            state["step"].fill_(step)
-
 
 def _keeps_gathered(model: Decoder) -> bool:
     return sum(p.numel() for p in model.parameters()) * model.dtype.itemsize <= KEEP_GATHERED_BYTES
@@ -235,12 +261,24 @@ def _shard(model: nn.Module, mesh: Mesh, dtype: torch.dtype) -> None:
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     assert isinstance(model, Decoder)
     reshard = not _keeps_gathered(model)
-    for module in (*model.blocks, model):
-        fully_shard(module, mesh=mesh.workers, mp_policy=policy, reshard_after_forward=reshard)
+    for module in (*model.blocks, *model.predictors, model):
+        fully_shard(
+            module,
+            mesh=mesh.workers,
+            mp_policy=policy,
+            reshard_after_forward=reshard,
+            shard_placement_fn=partial(_placement, world_size=mesh.membership.world_size),
+        )
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _placement(parameter: nn.Parameter, world_size: int) -> Shard:
+    """The first dimension that divides evenly: eight experts over sixteen workers would leave eight of these with none."""
+    even = (dim for dim, size in enumerate(parameter.shape) if size % world_size == 0)
+    return Shard(next(even, 0))
 
 
 def _fill(tensor: torch.Tensor, source: torch.Tensor) -> None:

@@ -1,6 +1,7 @@
 """The train loop. It knows steps, data, checkpoints and reports; nothing of Ray, and of the mesh only its engine."""
 
 import logging
+import math
 import os
 import socket
 import time
@@ -130,20 +131,31 @@ class _Run:
                 after_step(engine.step)
                 done = engine.step == self.total_steps
                 stop = result.signal if not done else GO
+                if training.eval_interval and engine.step % training.eval_interval == 0 and not done and stop != CANCEL:
+                    # Before the checkpoint: what follows from the loss is in it.
+                    before = time.perf_counter()
+                    self.evaluate()
+                    clock += time.perf_counter() - before
                 if done or stop == PAUSE or engine.step % self.spec.checkpoint.interval == 0:
                     self.save()
                 if stop != GO:
                     self.checkpoints.wait()
                     return Outcome("paused" if stop == PAUSE else "cancelled", None, engine.step)
-                if training.eval_interval and engine.step % training.eval_interval == 0 and not done:
-                    before = time.perf_counter()
-                    self.report({"eval_loss": held_out_loss(engine, self.dataset)})
-                    clock += time.perf_counter() - before
         summary = self.summary(started)
         self.checkpoints.wait()
         if self.membership.rank == 0:
             self.reporter.result(summary)
         return Outcome("succeeded", summary, engine.step)
+
+    def evaluate(self) -> None:
+        loss = held_out_loss(self.engine, self.dataset)
+        self.report({"eval_loss": loss, **self.dropout()})
+        self.engine.recipe = self.engine.recipe.after_evaluation(loss, self.spec)
+
+    def dropout(self) -> dict[str, float]:
+        """The rate in force, where there is one."""
+        rate = self.engine.recipe.dropout.rate
+        return {"dropout": rate} if rate or self.spec.training.adaptive_dropout else {}
 
     def resume(self) -> None:
         """Rank 0 shuts out ghosts of earlier generations and chooses the newest whole checkpoint; all load that very one."""
@@ -211,17 +223,18 @@ class _Run:
         and the copy for a checkpoint count, so the figures are what the run really makes."""
         step = self.engine.step
         self.reporter.heartbeat(step)
-        self.train_loss = result.loss
+        self.train_loss = result.loss if math.isfinite(result.loss) else self.train_loss
         tokens = self.tokens_before(step)
         step_tokens = tokens - self.tokens_before(step - 1)
         self.trained_tokens += step_tokens
         self.trained_seconds += seconds
         if self.membership.rank != 0:
             return
+        if not result.applied:
+            self.report_skipped(result)
         if step % self.spec.monitoring.log_interval == 0 or step == self.total_steps:
             rate = step_tokens / seconds
             log.info("step %d of %d: loss %.4f, %.0f tokens/s", step, self.total_steps, result.loss, rate)
-            load_LE = result.counts_LE.double() / result.counts_LE.double().mean(dim=-1, keepdim=True).clamp(min=1.0)
             self.report(
                 {
                     "loss": result.loss,
@@ -231,15 +244,35 @@ class _Run:
                     "tokens_per_second": rate,
                     "step_seconds": seconds,
                     **({} if self.mfu_per_rate is None else {"mfu": rate * self.mfu_per_rate}),
-                    # The busiest expert's load over the mean, in the worst layer: 1 is perfect balance. None is ever dropped.
-                    **({"expert_load_max_over_mean": float(load_LE.max())} if load_LE.numel() else {}),
+                    **self.recipe_metrics(result),
                 }
             )
         self.reporter.phase(Phase.TRAINING, step, self.total_steps, "steps")
 
+    def recipe_metrics(self, result: StepResult) -> dict[str, float]:
+        """What only some recipes have."""
+        model, values = self.spec.model, self.dropout()
+        if result.counts_LE.numel():
+            load_LE = result.counts_LE.double() / result.counts_LE.double().mean(dim=-1, keepdim=True).clamp(min=1.0)
+            # The busiest expert's load over the mean, in the worst layer: 1 is perfect balance. None is ever dropped.
+            values["expert_load_max_over_mean"] = float(load_LE.max())
+        if model.router_aux_loss_coef:
+            values["balance_loss"] = result.balance
+        if model.num_nextn_predict_layers:
+            values["mtp_loss"] = result.further_loss
+        if self.engine.recipe.loss_scale is not None:
+            values["loss_scale"] = self.engine.recipe.scale
+        return values
+
+    def report_skipped(self, result: StepResult) -> None:
+        message = f"step {self.engine.step} was skipped: loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}"
+        log.warning(message)
+        self.reporter.event("step_skipped", message, step=self.engine.step)
+
     def report(self, values: dict[str, float]) -> None:
+        """Figures that are no numbers, of a step that was skipped, are left out."""
         if self.membership.rank == 0:
-            self.reporter.metrics(self.engine.step, values)
+            self.reporter.metrics(self.engine.step, {key: value for key, value in values.items() if math.isfinite(value)})
 
     def summary(self, started: float) -> Summary:
         """Evaluate the final weights; all ranks take part."""

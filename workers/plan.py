@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from workers.spec import ModelSpec, TrainSpec
+from workers.model.spec import ModelSpec
+from workers.spec import TrainSpec
 
 KEEP_GATHERED_BYTES = 2**30
 """As ``workers.engine``: smaller models stay gathered between forward and backward."""

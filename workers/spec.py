@@ -3,12 +3,13 @@
 Names follow Hugging Face's configs for the model (DeepSeek-V3's where it has one of its own) and torchtitan's for parallelism.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from data.curriculum import BatchSizes, Curriculum, steps_for
-from data.spec import DataSpec, Seed, Spec, TokenizerSpec
+from data.spec import DataSpec, Misfit, Seed, Spec, TokenizerSpec
+from workers.model.spec import ModelSpec
 
 Auto = Literal["auto"]
 Degree = Annotated[int, Field(ge=1)]
@@ -40,59 +41,6 @@ class ParallelSpec(Spec):
     sequence_parallel: bool = False
 
 
-class ModelSpec(Spec):
-    """A DeepSeek-style decoder: grouped-query attention, mixture-of-experts feed-forward."""
-
-    hidden_size: int = Field(default=192, ge=8)
-    num_hidden_layers: int = Field(default=4, ge=1)
-    num_attention_heads: int = Field(default=6, ge=1)
-    num_key_value_heads: int = Field(default=2, ge=1)
-    head_dim: int | None = Field(default=None, ge=2)
-    """None: ``hidden_size / num_attention_heads``."""
-    moe_intermediate_size: int = Field(default=192, ge=8)
-    n_routed_experts: int = Field(default=8, ge=1)
-    num_experts_per_tok: int = Field(default=2, ge=1)
-    n_shared_experts: int = Field(default=1, ge=0)
-    first_k_dense_replace: int = Field(default=0, ge=0)
-    """The first k layers have a dense SwiGLU of ``intermediate_size`` in place of experts."""
-    intermediate_size: int = Field(default=512, ge=8)
-    routed_scaling_factor: float = Field(default=1.0, gt=0)
-    router_bias_update_rate: float = Field(default=0.004, ge=0)
-    """Step of the auxiliary-loss-free balancing bias (arXiv 2408.15664)."""
-    rope_theta: float = Field(default=10_000.0, gt=0)
-    rms_norm_eps: float = Field(default=1e-6, gt=0)
-    initializer_range: float = Field(default=0.02, gt=0)
-    tie_word_embeddings: bool = False
-
-    @property
-    def resolved_head_dim(self) -> int:
-        return self.head_dim or self.hidden_size // self.num_attention_heads
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {self.num_attention_heads};"
-                " choose another, or set head_dim"
-            )
-        if self.resolved_head_dim % 2:
-            raise ValueError(f"head_dim {self.resolved_head_dim} is odd; rotary embedding needs pairs")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is not divisible by"
-                f" num_key_value_heads {self.num_key_value_heads}"
-            )
-        if self.num_experts_per_tok > self.n_routed_experts:
-            raise ValueError(
-                f"num_experts_per_tok {self.num_experts_per_tok} is more than n_routed_experts {self.n_routed_experts}"
-            )
-        if self.first_k_dense_replace > self.num_hidden_layers:
-            raise ValueError(
-                f"first_k_dense_replace {self.first_k_dense_replace} is more than num_hidden_layers {self.num_hidden_layers}"
-            )
-        return self
-
-
 class BatchWarmup(Spec):
     """The global batch grows to ``global_batch_size`` in equal increments; every step has a whole number of micro-batches."""
 
@@ -100,6 +48,21 @@ class BatchWarmup(Spec):
     """Rows in the first optimizer step, counted as ``global_batch_size`` is."""
     fraction: float = Field(gt=0, le=1)
     """The warm-up as a share of all steps."""
+
+
+class AdaptiveDropout(Spec):
+    """Dropout that follows the held-out loss: up a ``step`` after an evaluation worse than the best one, down after a better
+    one. Starts at ``low``."""
+
+    low: float = Field(default=0.1, ge=0, lt=1)
+    high: float = Field(default=0.3, ge=0, lt=1)
+    step: float = Field(default=0.05, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> Self:
+        if self.low > self.high:
+            raise Misfit(f"low {self.low} is more than high {self.high}", "low", "high")
+        return self
 
 
 class TrainingSpec(Spec):
@@ -130,14 +93,29 @@ class TrainingSpec(Spec):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """``muon``: orthogonalised momentum for the matrices inside the blocks, AdamW for the rest; one learning rate serves both."""
+    """``muon``: orthogonalised momentum for the matrices inside the blocks, AdamW for the rest, at one learning rate."""
     muon_momentum: Beta = 0.95
     moments_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the optimizer's moving averages; bf16 is rounded stochastically, so that small changes still count."""
     clip_grad_norm: float = Field(default=1.0, gt=0)
-    precision: Literal["bf16", "fp32"] = "fp32"
-    """Compute type; master weights are always fp32."""
+    max_skipped_steps: int = Field(default=10, ge=0)
+    """A step whose loss or gradient is no number (fp16: one that overflows, too) changes nothing; after more than this many in
+    a row the run fails."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over the vocabulary (arXiv 1512.00567). The reported loss is the plain one."""
+    focal_gamma: float = Field(default=0.0, ge=0)
+    """Weighs each target by ``(1 - p) ** gamma`` (arXiv 1708.02002). The reported loss is the plain one."""
+    adaptive_dropout: AdaptiveDropout | None = None
+    """In place of ``model.dropout``; needs ``eval_interval``."""
+    precision: Literal["bf16", "fp16", "fp32"] = "fp32"
+    """Compute type; master weights are always fp32. fp16 scales the loss dynamically."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again: nothing; all but matrix products and attention; all but each block's input."""
+    activation_bytes: int | None = Field(default=None, ge=1)
+    """Bytes of activations that one micro-batch may keep: blocks are computed again as far as that asks, in place of
+    ``activation_checkpointing``."""
     compile: bool = False
+    """Compile the blocks and the loss with torch.compile."""
     seed: Seed = 0
     eval_interval: int | None = Field(default=None, ge=1)
     """Steps between held-out evaluations; None evaluates at the end only."""
@@ -146,20 +124,30 @@ class TrainingSpec(Spec):
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
         if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not divisible by micro_batch_size {self.micro_batch_size}"
+            raise Misfit(
+                f"global_batch_size {self.global_batch_size} is not divisible by micro_batch_size {self.micro_batch_size}",
+                *("global_batch_size", "micro_batch_size"),
             )
         if (warmup := self.batch_warmup) is not None:
             if warmup.start % self.micro_batch_size:
-                raise ValueError(
-                    f"batch_warmup.start {warmup.start} is not divisible by micro_batch_size {self.micro_batch_size}"
+                raise Misfit(
+                    f"batch_warmup.start {warmup.start} is not divisible by micro_batch_size {self.micro_batch_size}",
+                    *("batch_warmup.start", "micro_batch_size"),
                 )
             if warmup.start > self.global_batch_size:
-                raise ValueError(f"batch_warmup.start {warmup.start} is more than global_batch_size {self.global_batch_size}")
+                raise Misfit(
+                    f"batch_warmup.start {warmup.start} is more than global_batch_size {self.global_batch_size}",
+                    *("batch_warmup.start", "global_batch_size"),
+                )
         if self.tokens is not None and self.steps is not None:
-            raise ValueError("tokens and steps are both given; give one")
+            raise Misfit("tokens and steps are both given; give one", "tokens", "steps")
         if self.warmup_steps is not None and self.warmup_fraction is not None:
-            raise ValueError("warmup_steps and warmup_fraction are both given; give one")
+            raise Misfit("warmup_steps and warmup_fraction are both given; give one", "warmup_steps", "warmup_fraction")
+        if self.activation_bytes is not None and self.activation_checkpointing != "none":
+            fields = ("activation_bytes", "activation_checkpointing")
+            raise Misfit("activation_bytes and activation_checkpointing are both given; give one", *fields)
+        if self.adaptive_dropout is not None and self.eval_interval is None:
+            raise Misfit("adaptive_dropout follows the held-out loss; set eval_interval", "adaptive_dropout")
         return self
 
     def resolved_warmup_steps(self, total_steps: int) -> int:
@@ -216,11 +204,53 @@ class TrainSpec(Spec):
     data_pipeline: DataSpec = DataSpec()
     tokenizer: TokenizerSpec = TokenizerSpec()
     model: ModelSpec = ModelSpec()
+    init_from: str | None = Field(default=None, min_length=1)
+    """A directory in Hugging Face's format (config.json, safetensors) whose weights the run begins with; ``model`` must be that
+    very model, and ``tokenizer.path`` the tokenizer that it was made with. A run that has a checkpoint goes on from there."""
     parallel_strategy: ParallelSpec = ParallelSpec()
     training: TrainingSpec = TrainingSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     elastic: ElasticSpec = ElasticSpec()
     monitoring: MonitoringSpec = MonitoringSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _aligned_to_blocks(cls, given: Any) -> Any:
+        """Hierarchical attention reads documents from block borders on: unless told otherwise, they are packed so."""
+        if not isinstance(given, dict) or not isinstance(model := given.get("model"), dict):
+            return given
+        data = given.get("data_pipeline", {})
+        if model.get("attention_pattern") != "hierarchical" or not isinstance(data, dict) or "document_alignment" in data:
+            return given
+        block = model.get("hierarchical_block", ModelSpec.model_fields["hierarchical_block"].default)
+        if not isinstance(block, int) or block < 1:
+            return given  # the model's own error says so
+        return {**given, "data_pipeline": {**data, "document_alignment": block}}
+
+    @model_validator(mode="after")
+    def _rows_fit_the_model(self) -> Self:
+        data, model = self.data_pipeline, self.model
+        lengths = [segment.sequence_length * data.chain_segments for segment in data.segments]
+        if data.row_length > model.max_position_embeddings:
+            most = max(model.max_position_embeddings // data.chain_segments, 1)
+            raise Misfit(
+                f"data_pipeline: rows of {data.row_length} tokens are longer than model.max_position_embeddings"
+                f" {model.max_position_embeddings}; lower sequence_length to {most}, or raise the model's",
+                *("data_pipeline.sequence_length", "data_pipeline.chain_segments", "model.max_position_embeddings"),
+            )
+        if model.attention_pattern == "hierarchical" and data.document_alignment % model.hierarchical_block:
+            raise Misfit(
+                f"data_pipeline.document_alignment {data.document_alignment} is not a multiple of model.hierarchical_block"
+                f" {model.hierarchical_block}; leave it out",
+                *("data_pipeline.document_alignment", "model.hierarchical_block"),
+            )
+        if (segment := model.segment_length) is not None and any(length % segment for length in lengths):
+            raise Misfit(
+                f"model.segment_length {segment} does not divide rows of {' and '.join(map(str, lengths))} tokens; set it to"
+                f" data_pipeline.sequence_length, and data_pipeline.chain_segments to the segments of a row",
+                *("model.segment_length", "data_pipeline.sequence_length"),
+            )
+        return self
 
     @property
     def world_size(self) -> int:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from workers.model.spec import ModelSpec
 from workers.plan import count_parameters, describe, plan
-from workers.spec import ModelSpec, TrainSpec
+from workers.spec import TrainSpec
 
 
 def spec(**parts: Any) -> TrainSpec:

@@ -1,4 +1,4 @@
-"""The decoder: embedding, blocks, norm, head.
+"""The decoder: embedding, blocks, norm, head, and modules that predict further tokens.
 
 Legend: B rows, T positions, D hidden size, V vocabulary, L mixture-of-experts layers, E experts.
 """
@@ -9,81 +9,175 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from workers.model.attention import Attention, Borders
-from workers.model.moe import MoE, SwiGLU
+from workers.model.attention import Angles, make_attention
+from workers.model.dropout import Noise, dropped
+from workers.model.feed_forward import SwiGLU
+from workers.model.inputs import Input
+from workers.model.loss import IGNORED, linear_cross_entropy
+from workers.model.moe import MoE, Statistics
 from workers.model.norm import RMSNorm
 from workers.model.rope import rope_angles
-from workers.spec import ModelSpec
+from workers.model.sight import Sight
+from workers.model.spec import ModelSpec
+from workers.muon import Matrices, Split
 
-IGNORED = -100
-"""The target of a position that is not trained on."""
+
+class Objective(NamedTuple):
+    """How the loss is computed; see ``linear_cross_entropy``."""
+
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    compiled: bool = False
 
 
-class Input(NamedTuple):
-    """One micro-batch on the device."""
+class Output(NamedTuple):
+    """Sums over a micro-batch's targets, scalars in fp32."""
 
-    tokens_BT: torch.Tensor
-    positions_BT: torch.Tensor
-    """Restart in each document."""
-    borders: Borders
-    valid_BT: torch.Tensor
-    """False on padding."""
-    targets_BT: torch.Tensor
-    """The next token of the same document, else ``IGNORED``."""
+    objective: torch.Tensor
+    """What training lowers. Auxiliary losses are in it, each as its mean times the number of targets: divided by the global
+    batch's targets, every part is a mean."""
+    cross_entropy: torch.Tensor
+    """Plain, nats; without gradient."""
+    counts_LE: torch.Tensor
+    """Valid tokens that chose each expert."""
+    balance: torch.Tensor
+    """The balance losses of all layers, unweighted; as ``objective`` counts them."""
+    further: torch.Tensor
+    """Cross-entropy of multi-token prediction, the mean of its modules."""
 
 
 class Block(nn.Module):
-    """(x, positions' angles, documents) -> (x, tokens that chose each expert; None in a dense layer)."""
+    """(x, positions' angles, what is seen of which document) -> (x, the router's statistics; None in a dense layer)."""
 
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
+        self.pattern = spec.pattern(layer)
         self.attention_norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        self.attention = Attention(spec)
+        self.attention = make_attention(spec, layer)
         self.feed_forward_norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        dense = layer < spec.first_k_dense_replace
+        dense = layer < spec.dense_layers
         self.feed_forward: SwiGLU | MoE = SwiGLU(spec.hidden_size, spec.intermediate_size) if dense else MoE(spec)
 
     def forward(
-        self, x_BTD: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], borders: Borders, valid_BT: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), angles, borders)
+        self, x_BTD: torch.Tensor, angles: Angles, sight: Sight, valid_BT: torch.Tensor, noise: Noise | None
+    ) -> tuple[torch.Tensor, Statistics | None]:
+        x_BTD = x_BTD + dropped(self.attention(self.attention_norm(x_BTD), angles, sight), noise, 0)
         h_BTD = self.feed_forward_norm(x_BTD)
         if isinstance(self.feed_forward, SwiGLU):
-            return x_BTD + self.feed_forward(h_BTD), None
-        y_ND, counts_E = self.feed_forward(h_BTD.flatten(0, 1), valid_BT.flatten())
-        return x_BTD + y_ND.view_as(x_BTD), counts_E
+            return x_BTD + dropped(self.feed_forward(h_BTD), noise, 1), None
+        y_BTD, statistics = self.feed_forward(h_BTD, valid_BT)
+        return x_BTD + dropped(y_BTD, noise, 1), statistics
+
+
+class Predictor(nn.Module):
+    """Multi-token prediction (arXiv 2412.19437, 2.2): from what is known of the token before, and one further token, to a
+    prediction of the next."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.embedding_norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.hidden_norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.projection = nn.Parameter(torch.empty(spec.hidden_size, 2 * spec.hidden_size))
+        self.block = Block(spec, spec.num_hidden_layers)
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        embedded_BTD: torch.Tensor,
+        angles: Angles,
+        sight: Sight,
+        valid_BT: torch.Tensor,
+        noise: Noise | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, Statistics | None]:
+        """x for the next predictor, x for the head, and the block's statistics."""
+        joined = torch.cat([self.hidden_norm(x_BTD), self.embedding_norm(embedded_BTD)], dim=-1)
+        x_BTD, statistics = self.block(F.linear(joined, self.projection.to(x_BTD.dtype)), angles, sight, valid_BT, noise)
+        return x_BTD, self.norm(x_BTD), statistics
+
+    def logical_matrices(self) -> dict[str, Split]:
+        return {"projection": lambda weight: [Matrices(weight)]}
 
 
 class Decoder(nn.Module):
     """The root's own parameters are used inside ``forward`` only, so that sharding wrappers can gather them."""
 
-    def __init__(self, spec: ModelSpec, vocab_size: int, dtype: torch.dtype) -> None:
+    def __init__(self, spec: ModelSpec, vocab_size: int, dtype: torch.dtype, objective: Objective = Objective()) -> None:
         super().__init__()
-        self.spec, self.vocab_size, self.dtype = spec, vocab_size, dtype
+        self.spec, self.vocab_size, self.dtype, self.objective = spec, vocab_size, dtype, objective
         self.embedding = nn.Parameter(torch.empty(vocab_size, spec.hidden_size))
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.num_hidden_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.head = None if spec.tie_word_embeddings else nn.Parameter(torch.empty(vocab_size, spec.hidden_size))
+        self.predictors = nn.ModuleList(Predictor(spec) for _ in range(spec.num_nextn_predict_layers))
+
+    @property
+    def all_blocks(self) -> list[Block]:
+        """From the bottom, those of the predictors last."""
+        return [module for module in self.modules() if isinstance(module, Block)]
 
     @property
     def experts(self) -> list[MoE]:
         """The mixture-of-experts layers, from the bottom."""
-        return [block.feed_forward for block in self.blocks if isinstance(block.feed_forward, MoE)]
+        return [block.feed_forward for block in self.all_blocks if isinstance(block.feed_forward, MoE)]
 
-    def forward(self, batch: Input, *, logits: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed cross-entropy in nats over valid targets (or, with ``logits``, [B, T, V] in fp32), and the counts of
-        valid tokens by layer and expert, [L, E]."""
-        x_BTD = F.embedding(batch.tokens_BT, self.embedding).to(self.dtype)
-        angles = rope_angles(batch.positions_BT, self.spec.resolved_head_dim, self.spec.rope_theta, self.dtype)
-        counts = []
-        for block in self.blocks:
-            x_BTD, counts_E = block(x_BTD, angles, batch.borders, batch.valid_BT)
-            if counts_E is not None:
-                counts.append(counts_E)
-        head = self.embedding if self.head is None else self.head
-        logits_BTV = F.linear(self.norm(x_BTD), head.to(self.dtype)).float()
-        counts_LE = torch.stack(counts) if counts else x_BTD.new_zeros(0, self.spec.n_routed_experts, dtype=torch.long)
+    def forward(self, batch: Input, *, logits: bool = False) -> Output | torch.Tensor:
+        """The losses; with ``logits`` those alone, [B, T, V] in fp32."""
+        x_BTD, statistics = self._hidden(batch)
         if logits:
-            return logits_BTV, counts_LE
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")
-        return loss, counts_LE
+            return F.linear(self.norm(x_BTD), self._head.to(self.dtype)).float()
+        objective, ce = self._loss(self.norm(x_BTD), batch.targets_BT)
+        targets = (batch.targets_BT != IGNORED).sum()
+        further = torch.zeros_like(ce)
+        if self.predictors and torch.is_grad_enabled():
+            lowered, further = self._further(x_BTD, batch, statistics)
+            objective = objective + self.spec.mtp_loss_coef * lowered
+        counts = [each.counts_E for each in statistics]
+        counts_LE = torch.stack(counts) if counts else x_BTD.new_zeros(0, self.spec.n_routed_experts, dtype=torch.long)
+        # Their means over valid tokens, counted as if over targets.
+        share = targets / batch.valid_BT.sum().clamp(min=1)
+        balance = share * sum((each.balance for each in statistics), torch.zeros_like(ce))
+        z = share * sum((each.z for each in statistics), torch.zeros_like(ce))
+        objective = objective + self.spec.router_aux_loss_coef * balance + self.spec.router_z_loss_coef * z
+        return Output(objective, ce, counts_LE, balance.detach(), further)
+
+    @property
+    def _head(self) -> nn.Parameter:
+        return self.embedding if self.head is None else self.head
+
+    def _hidden(self, batch: Input) -> tuple[torch.Tensor, list[Statistics]]:
+        x_BTD = F.embedding(batch.tokens_BT, self.embedding).to(self.dtype)
+        angles = rope_angles(batch.positions_BT, self.spec, self.dtype)
+        statistics = []
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            noise = None if batch.noise is None else batch.noise.at(layer)
+            x_BTD, of_layer = block(x_BTD, angles, batch.sights[block.pattern], batch.valid_BT, noise)
+            if of_layer is not None:
+                statistics.append(of_layer)
+        return x_BTD, statistics
+
+    def _loss(self, x_BTD: torch.Tensor, targets_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return linear_cross_entropy(x_BTD.flatten(0, 1), self._head, targets_BT.flatten(), **self.objective._asdict())
+
+    def _further(self, x_BTD: torch.Tensor, batch: Input, statistics: list[Statistics]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Objective and plain cross-entropy of the predictors, the mean of them; their statistics join the others."""
+        angles = rope_angles(batch.positions_BT, self.spec, self.dtype)
+        tokens_BT, targets_BT = batch.tokens_BT, batch.targets_BT
+        objective, ce = x_BTD.new_zeros(2, dtype=torch.float32).unbind()
+        for depth, predictor in enumerate(self.predictors):
+            assert isinstance(predictor, Predictor)
+            tokens_BT = F.pad(tokens_BT[:, 1:], (0, 1))
+            # A target one token further, where no border of a document lies between.
+            targets_BT = torch.where(
+                targets_BT == IGNORED, IGNORED, F.pad(batch.targets_BT[:, depth + 1 :], (0, depth + 1), value=IGNORED)
+            )
+            embedded_BTD = F.embedding(tokens_BT, self.embedding).to(self.dtype)
+            noise = None if batch.noise is None else batch.noise.at(len(self.blocks) + depth)
+            sight = batch.sights[predictor.block.pattern]
+            x_BTD, y_BTD, of_layer = predictor(x_BTD, embedded_BTD, angles, sight, batch.valid_BT, noise)
+            if of_layer is not None:
+                statistics.append(of_layer)
+            lowered, plain = self._loss(y_BTD, targets_BT)
+            objective, ce = objective + lowered, ce + plain
+        return objective / len(self.predictors), ce / len(self.predictors)

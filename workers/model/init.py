@@ -3,7 +3,7 @@
 import torch
 import xxhash
 
-from workers.spec import ModelSpec
+from workers.model.spec import ModelSpec
 
 RESIDUAL_OUTPUTS = ("attention.out", "feed_forward.down", "shared.down")
 

@@ -1,0 +1,204 @@
+"""What a decoder's parts keep in memory for the backward pass, and what that pass itself takes, in bytes. Free of torch.
+
+A block is a row of stages in the order of its forward pass; each says what autograd holds of it, operator by operator, as
+``workers.model`` runs eagerly. Small tensors (one number a token) are left out where larger ones stand beside them.
+
+Legend: B rows, T positions, N = B T tokens, D hidden size, H query heads, G key-value heads, d head size of queries and keys,
+e of values, E experts, K experts a token, I expert width, W width of a dense layer, c bytes of a number in the compute type.
+"""
+
+from typing import Literal, NamedTuple
+
+from workers.model.spec import ModelSpec
+
+Mode = Literal["none", "selective", "full"]
+"""``full`` keeps a block's input; ``selective`` also what matrix products and attention gave; ``none`` keeps all that gradients
+need."""
+
+FP32 = 4
+INDEX = 8
+
+
+class Setting(NamedTuple):
+    """Where and on what a block runs."""
+
+    rows: int
+    length: int
+    compute: int
+    """c"""
+    gpu: bool
+    casts: bool
+    """Weights are cast at use: masters are fp32, the compute type is not, and nothing has gathered them in it."""
+    dropout: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def packed(self) -> bool:
+        """Attention by the variable-length kernels, which need no mask."""
+        return self.gpu and self.compute < FP32
+
+    @property
+    def half(self) -> bool:
+        return self.compute < FP32
+
+
+class Stage(NamedTuple):
+    """``work`` is the most that its backward pass holds beside everything kept, its output's gradient among it."""
+
+    kept: int = 0
+    results: int = 0
+    """What ``selective`` keeps of it: what matrix products, attention and sorting gave."""
+    work: int = 0
+    gradients: int = 0
+    """Of its parameters, in fp32."""
+
+
+def stages(model: ModelSpec, layer: int, at: Setting) -> list[Stage]:
+    """One block; layers from ``num_hidden_layers`` on are those of multi-token prediction."""
+    c, hidden = at.compute, at.tokens * model.hidden_size
+    attention = _latent_attention(model, layer, at) if model.attention == "mla" else _grouped_attention(model, layer, at)
+    dense = layer < model.dense_layers
+    feed_forward = _dense(model.hidden_size, model.intermediate_size, at) if dense else _experts(model, at)
+    # Dropout's draws are made again; its mask is kept in the compute type.
+    dropped = [Stage(kept=hidden * c, work=2 * hidden * c)] if at.dropout else []
+    norm = [norm_stage(hidden, at)]
+    return [*norm, *attention, *dropped, *norm, *feed_forward, *dropped]
+
+
+def norm_stage(elements: int, at: Setting) -> Stage:
+    """A CPU's RMS norm is made of small operators: it keeps its input and the normalised values in fp32. A GPU's is one."""
+    if at.gpu:
+        return Stage(kept=2 * elements * at.compute, work=2 * elements * at.compute)
+    return Stage(kept=elements * (2 * FP32 + at.compute), work=4 * elements * FP32)
+
+
+def product(inputs: int, outputs: int, tokens: int, at: Setting) -> Stage:
+    """A matrix product with its weight. What it reads and gives is counted where that is kept."""
+    c, weight = at.compute, inputs * outputs
+    return Stage(
+        kept=weight * c if at.casts else 0,
+        results=tokens * outputs * c,
+        work=tokens * (inputs + outputs) * c + weight * (FP32 + (c if at.half else 0)),
+        gradients=weight * FP32,
+    )
+
+
+def sight_bytes(model: ModelSpec, at: Setting) -> int:
+    """Masks of a micro-batch of packed documents, shared by all layers."""
+    if at.packed:
+        return 0
+    layers = range(model.num_hidden_layers + model.num_nextn_predict_layers)
+    return sum(at.tokens * keys for keys in {_masked_keys(model, layer, at) for layer in layers})
+
+
+def _masked_keys(model: ModelSpec, layer: int, at: Setting) -> int:
+    """Keys that a query's mask has a place for; hierarchical attention has none."""
+    pattern, length = model.pattern(layer), at.length
+    if at.packed or pattern == "hierarchical":
+        return 0
+    if model.segment_length is not None:
+        return model.segment_length + model.memory_length
+    return 2 * model.sliding_window if pattern == "sliding" and 2 * model.sliding_window < length else length
+
+
+def _grouped_attention(model: ModelSpec, layer: int, at: Setting) -> list[Stage]:
+    c, tokens, hidden, size = at.compute, at.tokens, model.hidden_size, model.resolved_head_dim
+    heads, groups = model.heads(layer), model.num_key_value_heads
+    project = product(hidden, (heads + 2 * groups) * size, tokens, at)
+    normed = []
+    if model.qk_norm is not None:
+        norm = norm_stage(tokens * (heads + groups) * size, at)
+        # In fp32 the norm's input is its own copy only where heads of several groups had to be brought together.
+        shared = tokens * size * FP32 * ((groups if model.qk_norm == "head" else 0) if groups > 1 else heads + groups)
+        normed = [norm._replace(kept=norm.kept - (0 if at.half or at.gpu else shared))]
+    # Queries and keys are copied by their rotation; values are a view of all three, unless a window gathers them.
+    windowed = _masked_keys(model, layer, at) not in (0, at.length)
+    viewed = not windowed or (normed and not at.half)
+    project = project._replace(kept=project.kept + (project.results if viewed else 0))
+    attend = _attend(model, layer, at, keys=tokens * groups * size * c, values=tokens * groups * size * c if windowed else 0)
+    return [project, *normed, attend, product(heads * size, hidden, tokens, at)]
+
+
+def _latent_attention(model: ModelSpec, layer: int, at: Setting) -> list[Stage]:
+    c, tokens, hidden, heads = at.compute, at.tokens, model.hidden_size, model.heads(layer)
+    latent, rope, queries = model.kv_lora_rank, model.qk_rope_head_dim, heads * model.qk_head_dim
+    parts = []
+    if model.q_lora_rank is None:
+        parts.append(product(hidden, queries, tokens, at))
+    else:
+        parts.append(product(hidden, model.q_lora_rank, tokens, at))
+        parts.append(norm_stage(tokens * model.q_lora_rank, at))
+        parts.append(product(model.q_lora_rank, queries, tokens, at))
+    down = product(hidden, latent + rope, tokens, at)
+    # The latent is a view: where its norm keeps it as it is, the shared key's channels stay with it.
+    parts.append(down if at.half and not at.gpu else down._replace(kept=down.kept + tokens * rope * c))
+    parts.append(norm_stage(tokens * latent, at))
+    up = product(latent, heads * (model.qk_nope_head_dim + model.v_head_dim), tokens, at)
+    copied = model.v_head_dim != model.qk_head_dim or _masked_keys(model, layer, at) not in (0, at.length)
+    parts.append(up if copied else up._replace(kept=up.kept + up.results))
+    values = tokens * heads * c * (model.qk_head_dim if at.packed else model.v_head_dim) if copied else 0
+    attend = _attend(model, layer, at, keys=tokens * queries * c, values=values)
+    return [*parts, attend, product(heads * model.v_head_dim, hidden, tokens, at)]
+
+
+def _attend(model: ModelSpec, layer: int, at: Setting, keys: int, values: int) -> Stage:
+    """``keys`` and ``values``: what is copied of them, in bytes, without windows."""
+    c, tokens, heads, masked = at.compute, at.tokens, model.heads(layer), _masked_keys(model, layer, at)
+    queries, gives = tokens * heads * model.qk_head_dim * c, tokens * heads * model.value_head_dim * c
+    if masked not in (0, at.length):
+        block = model.segment_length or model.sliding_window
+        keys, values = keys * masked // block, values * masked // block
+    gradients = gives + queries + 2 * keys + queries + keys
+    if not at.gpu and model.pattern(layer) != "hierarchical" and model.qk_head_dim != model.value_head_dim:
+        # A CPU's fused kernel wants values as wide as keys; without it the scores are kept.
+        scores = tokens * masked * heads * c
+        return Stage(kept=queries + keys + values + gives + scores, results=2 * scores + gives, work=gradients + 3 * scores)
+    # Beside its output, one number a query and head; the mask is turned into numbers in every layer.
+    kept = queries + keys + values + gives + tokens * heads * FP32 + tokens * masked * c
+    return Stage(kept=kept, results=gives + tokens * heads * FP32, work=gradients)
+
+
+def _dense(hidden: int, width: int, at: Setting) -> list[Stage]:
+    """SwiGLU; gate and up are brought together in a copy whatever the type."""
+    c, tokens = at.compute, at.tokens
+    up, down = product(hidden, 2 * width, tokens, at), product(width, hidden, tokens, at)
+    weight, inside = 2 * hidden * width, tokens * width * c
+    return [
+        up._replace(kept=weight * c + up.results, work=up.work + weight * FP32),
+        Stage(kept=2 * inside, work=5 * inside),
+        down,
+    ]
+
+
+def _experts(model: ModelSpec, at: Setting) -> list[Stage]:
+    c, tokens, hidden = at.compute, at.tokens, model.hidden_size
+    experts, chosen, width = model.n_routed_experts, model.num_experts_per_tok, model.moe_intermediate_size
+    places, weight = tokens * chosen, experts * width * hidden
+    scores = tokens * experts * FP32
+    wide = tokens * hidden * FP32 if at.half else 0
+    losses = (2 if model.router_aux_loss_coef > 0 else 0) + (1 if model.router_z_loss_coef > 0 else 0)
+    router = Stage(
+        kept=scores * (1 + losses) + wide + places * (3 * INDEX + 3 * FP32),
+        results=scores + places * (3 * INDEX + FP32),
+        work=3 * scores + wide + tokens * hidden * c,
+        gradients=experts * hidden * FP32,
+    )
+    up = Stage(
+        kept=places * (hidden + 2 * width) * c + 2 * weight * c,
+        results=places * 2 * width * c,
+        work=places * (hidden + 2 * width) * c + 2 * weight * (c + FP32 + (FP32 if at.half else 0)),
+        gradients=2 * weight * FP32,
+    )
+    gated = Stage(kept=2 * places * width * c, work=5 * places * width * c)
+    down = Stage(
+        kept=places * hidden * c + (weight * c if at.casts else 0),
+        results=places * hidden * c,
+        work=places * (hidden + width) * c + weight * (c + (FP32 if at.half else 0)),
+        gradients=weight * FP32,
+    )
+    combine = Stage(work=places * hidden * (2 * FP32 + (c if at.half else 0)) + tokens * hidden * c)
+    shared = _dense(hidden, model.n_shared_experts * width, at) if model.n_shared_experts else []
+    return [router, up, gated, down, combine, *shared]
