@@ -12,6 +12,15 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+class Misfit(ValueError):
+    """Values that are each in order and do not go together. Any of ``fields`` may be to blame: dotted names below the model
+    that raises it, the likeliest first."""
+
+    def __init__(self, detail: str, *fields: str) -> None:
+        super().__init__(detail)
+        self.fields = fields
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """What torch's and NumPy's generators both take."""
 Weight = Annotated[float, Field(gt=0)]
@@ -94,17 +103,26 @@ class DataSpec(Spec):
     def _lengths_fit(self) -> Self:
         lengths = [segment.sequence_length for segment in self.segments]
         if lengths[-1] != self.sequence_length:
-            raise ValueError(f"the curriculum ends with sequence_length {lengths[-1]}, not with {self.sequence_length}")
+            raise Misfit(
+                f"the curriculum ends with sequence_length {lengths[-1]}, not with {self.sequence_length}",
+                *("curriculum", "sequence_length"),
+            )
         if any(a >= b for a, b in pairwise(lengths)):
-            raise ValueError(f"the curriculum's sequence lengths {lengths} do not rise")
+            raise Misfit(f"the curriculum's sequence lengths {lengths} do not rise", "curriculum")
         for length in lengths:
             if self.sequence_length % length:
-                raise ValueError(f"the curriculum's sequence_length {length} does not divide {self.sequence_length}")
+                raise Misfit(
+                    f"the curriculum's sequence_length {length} does not divide {self.sequence_length}",
+                    *("curriculum", "sequence_length"),
+                )
             if length % self.document_alignment:
-                raise ValueError(f"document_alignment {self.document_alignment} does not divide sequence_length {length}")
+                raise Misfit(
+                    f"document_alignment {self.document_alignment} does not divide sequence_length {length}",
+                    *("document_alignment", "curriculum", "sequence_length"),
+                )
         total = sum(segment.fraction for segment in self.segments)
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"the curriculum's fractions sum to {total:g}, not to 1")
+            raise Misfit(f"the curriculum's fractions sum to {total:g}, not to 1", "curriculum")
         return self
 
 

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from data.errors import MantaError
+from data.spec import Misfit
 from service.spec import DataJob, TrainJob
 from workers.plan import plan
 
@@ -214,6 +215,8 @@ def _field_errors(error: ValidationError, document: Any, model: type[BaseModel])
     suggestions: dict[tuple[str | int, ...], str] = {}
     for each in error.errors(include_url=False)[:MAX_ERRORS]:
         path = _path(each["loc"], document, missing=each["type"] == "missing")
+        if each["type"] == "value_error" and isinstance(misfit := each["ctx"]["error"], Misfit):
+            path = _to_blame(misfit, path, document)
         detail, suggestion = _explain(each, path, model)
         if each["type"] == "too_short" and any(path == other[: len(path)] for other in details):
             continue  # pydantic counts the items that are valid; those that are not were named already
@@ -235,6 +238,12 @@ def _path(location: tuple[str | int, ...], document: Any, *, missing: bool) -> t
             continue
         path.append(part)
     return tuple(path)
+
+
+def _to_blame(misfit: Misfit, block: tuple[str | int, ...], document: Any) -> tuple[str | int, ...]:
+    """The first of the fields that do not go together that the document gives itself; the block, where it gives none."""
+    paths = [(*block, *name.split(".")) for name in misfit.fields]
+    return next((path for path in paths if _path(path, document, missing=False) == path), block)
 
 
 def _holds(value: Any, part: str | int) -> bool:
