@@ -179,7 +179,10 @@ def test_ctrl_c_leaves_a_watched_job_alone(service: FakeService, job: Callable[.
 
 BAD_SPECS = {
     "an unknown key": ("name: tiny\ntraning: {}\n", ["/traning", "training"]),
-    "sizes that do not divide": ("name: tiny\nmodel: {hidden_size: 100, num_attention_heads: 6}\n", ["/model", "divisible"]),
+    "sizes that do not divide": (
+        "name: tiny\nmodel: {hidden_size: 100, num_attention_heads: 6}\n",
+        ["/model/hidden_size", "divisible"],
+    ),
     "no YAML": ("name: [tiny\n", ["line 2"]),
     "no mapping": ("- name\n", ["mapping"]),
     "no name": ("training: {steps: 3}\n", ["/name"]),

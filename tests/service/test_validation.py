@@ -47,12 +47,19 @@ def test_a_field_within_a_list_has_its_place_in_the_pointer() -> None:
     }
 
 
-def test_sizes_that_do_not_fit_point_at_their_block() -> None:
-    errors = _errors("name: a\nmodel: {hidden_size: 190, num_attention_heads: 4}\ntraining: {tokens: 1, steps: 1}")
-    assert errors["/model"].detail.startswith("hidden_size 190 is not divisible by num_attention_heads 4")
-    assert errors["/training"].detail == "tokens and steps are both given; give one"
-    experts = _errors("name: a\nmodel: {n_routed_experts: 2, num_experts_per_tok: 3}")
-    assert experts["/model"].detail == "num_experts_per_tok 3 is more than n_routed_experts 2"
+def test_sizes_that_do_not_fit_point_at_the_first_of_them_that_is_given() -> None:
+    errors = _errors("name: a\nmodel: {hidden_size: 190, num_attention_heads: 4}\ntraining: {steps: 1, tokens: 1}")
+    assert errors["/model/hidden_size"].detail.startswith("hidden_size 190 is not divisible by num_attention_heads 4")
+    assert errors["/training/tokens"].detail == "tokens and steps are both given; give one"
+    experts = _errors("name: a\nmodel: {num_experts_per_tok: 9}")
+    assert experts["/model/num_experts_per_tok"].detail == "num_experts_per_tok 9 is more than n_routed_experts 8"
+    assert list(_errors("name: a\nmodel: {n_routed_experts: 1}")) == ["/model/n_routed_experts"]
+
+
+def test_sizes_of_two_blocks_that_do_not_fit_point_into_the_block_that_is_given() -> None:
+    assert list(_errors("name: a\nmodel: {max_position_embeddings: 9}")) == ["/model/max_position_embeddings"]
+    given = "name: a\nmodel: {max_position_embeddings: 9}\ndata_pipeline: {sequence_length: 16}"
+    assert list(_errors(given)) == ["/data_pipeline/sequence_length"]
 
 
 def test_one_field_is_one_entry_whatever_it_may_be() -> None:
