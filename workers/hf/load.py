@@ -1,0 +1,120 @@
+"""A run's first weights out of a directory in Hugging Face's format: ``init_from``."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.tokenizer import Tokenizer
+from workers.hf.config import facts, from_config
+from workers.hf.convert import imported
+from workers.hf.errors import PretrainedMismatch, PretrainedUnreadable
+from workers.hf.files import SENTENCEPIECE, TensorFiles, read_config
+from workers.hf.rules import Rule
+from workers.model.spec import ModelSpec
+from workers.spec import TrainSpec
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_TABLES = re.compile(r"\.rotary_emb\.inv_freq$")
+
+
+def initial_state(spec: TrainSpec, vocab_size: int) -> Mapping[str, torch.Tensor] | None:
+    """The weights that ``spec.init_from`` names, by the decoder's names, each read when it is asked for; None without it.
+
+    Modules of multi-token prediction are not among them: no export has them, they begin as the seed says. Every rank calls this
+    and reads what it needs. Raises PretrainedUnreadable and PretrainedMismatch, here or when a tensor is asked for.
+    """
+    return None if spec.init_from is None else load_pretrained(Path(spec.init_from).expanduser(), spec.model, vocab_size)
+
+
+def load_pretrained(directory: Path, spec: ModelSpec, vocab_size: int) -> "Pretrained":
+    """The model in ``directory`` as weights for ``spec``.
+
+    Names, shapes and types are checked here, numbers as they are read. Raises PretrainedUnreadable (missing, torn, incomplete,
+    not finite) and PretrainedMismatch (another architecture, other sizes, another vocabulary).
+    """
+    config = read_config(directory)
+    theirs, their_vocabulary = from_config(config)
+    _require_same_model(directory, theirs, spec)
+    _require_same_vocabulary(directory, their_vocabulary, vocab_size)
+    files = TensorFiles(directory)
+    known = {str(rule.name): rule for rule in imported(config, theirs, their_vocabulary)}
+    _require_all_used(directory, files, {name for rule in known.values() for name in rule.theirs}, theirs.num_hidden_layers)
+    for rule in known.values():
+        _require_shapes(directory, files, rule)
+    return Pretrained(directory, files, known)
+
+
+class Pretrained(Mapping[str, torch.Tensor]):
+    """Weights by the decoder's names, in fp32."""
+
+    def __init__(self, directory: Path, files: TensorFiles, known: Mapping[str, Rule]) -> None:
+        self._directory, self._files, self._rules = directory, files, known
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        rule = self._rules[name]
+        parts = [self._files[theirs].float() for theirs in rule.theirs]
+        for theirs, part in zip(rule.theirs, parts, strict=True):
+            if not part.isfinite().all():
+                count = int((~part.isfinite()).sum())
+                raise PretrainedUnreadable(
+                    f"{self._directory}: {count} of {part.numel()} numbers in {theirs} are NaN or infinite"
+                )
+        return rule.join(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+
+def _require_same_model(directory: Path, theirs: ModelSpec, ours: ModelSpec) -> None:
+    """Patterns of attention and the memory of segments need no weights: the job's own word stands."""
+    there, here = facts(theirs), facts(ours)
+    if there["rope_scaling"] is None:
+        # Who stretches the context of a model that was trained without does it on purpose: None is what the field begins with.
+        here = here | {"rope_scaling": None}
+    differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    if differing:
+        says = ", ".join(f"{name} {_shown(there, name)} there, {_shown(here, name)} in model" for name in differing)
+        raise PretrainedMismatch(f"{directory} is another model than this job's: {says}", pointer=f"/model/{differing[0]}")
+
+
+def _shown(found: Mapping[str, Any], name: str) -> str:
+    value = found.get(name, "none")
+    if isinstance(value, tuple) and len(set(value)) == 1:
+        return str(value[0])
+    return str(value)
+
+
+def _require_same_vocabulary(directory: Path, theirs: int, ours: int) -> None:
+    if theirs == ours:
+        return
+    model = directory / SENTENCEPIECE
+    hint = "train with the tokenizer that the model was made with (tokenizer.path)"
+    if model.is_file() and Tokenizer.load(model).vocab_size == theirs:
+        hint = f"set tokenizer.path to {model}"
+    raise PretrainedMismatch(f"{directory} has a vocabulary of {theirs}, the job's tokenizer one of {ours}; {hint}")
+
+
+def _require_all_used(directory: Path, files: TensorFiles, used: set[str], layers: int) -> None:
+    """A tensor that nothing reads would mean another model. Layers behind the last are of multi-token prediction."""
+    for name in files:
+        layer = _LAYER.match(name)
+        tied_head = name == "lm_head.weight"  # an own one is among ``used``
+        if name in used or tied_head or _TABLES.search(name) or (layer and int(layer[1]) >= layers):
+            continue
+        raise PretrainedMismatch(f"{directory} holds the tensor {name}, which the decoder has no place for")
+
+
+def _require_shapes(directory: Path, files: TensorFiles, rule: Rule) -> None:
+    parts = rule.split(torch.empty(rule.shape, device="meta"))
+    for name, part in zip(rule.theirs, parts, strict=True):
+        if name not in files:
+            raise PretrainedUnreadable(f"{directory}: the tensor {name} is missing")
+        if (found := files.shape(name)) != tuple(part.shape):
+            raise PretrainedUnreadable(f"{directory}: {name} has shape {list(found)}; config.json asks for {list(part.shape)}")
+        files.require_floating(name)
