@@ -230,6 +230,10 @@ class Engine:
         for moments in self.optimizer.state.values():
             moments["step"].fill_(self.recipe.updates)
 
+    def load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over whole weights, by parameter name; what ``weights`` does not have stays as it is."""
+        self._copy({name: tensor for name, tensor in self.state_dict()["model"].items() if name in weights}, weights)
+
     def full_state(self) -> dict[str, Any]:
         """``state_dict()`` with every tensor whole and in host memory, on every rank: ``build`` takes it on any mesh."""
         state = self.state_dict()

@@ -25,6 +25,7 @@ from workers.evaluate import counting_losses, held_out_loss
 from workers.flops import peak_flops
 from workers.garbage import after_step, collected_together
 from workers.generate import sample_texts
+from workers.hf.load import initial_state
 from workers.mesh import Membership, deal
 from workers.plan import flops_per_token
 from workers.reporter import Reports
@@ -161,6 +162,10 @@ class _Run:
         """Rank 0 shuts out ghosts of earlier generations and chooses the newest whole checkpoint; all load that very one."""
         newest = self.choose_checkpoint()
         if newest is None:
+            weights = initial_state(self.spec, self.tokenizer.vocab_size)
+            if weights is not None:
+                self.engine.load_weights(weights)
+                log.info("starts from the weights in %s", self.spec.init_from)
             return
         state = self.state()
         self.checkpoints.load(newest, state)

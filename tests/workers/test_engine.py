@@ -136,3 +136,12 @@ def test_an_ordered_list_is_dealt_in_contiguous_slices_of_equal_length() -> None
     assert [deal("abcd", rank, 2) for rank in range(2)] == [["a", "b"], ["c", "d"]]
     assert [deal("abc", rank, 2) for rank in range(2)] == [["a", "b"], ["c", None]]
     assert [deal("ab", rank, 4) for rank in range(4)] == [["a"], ["b"], [None], [None]]
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [{"compile": True}, {"activation_checkpointing": "full"}, {"compile": True, "activation_checkpointing": "selective"}],
+)
+def test_parameter_names_do_not_know_of_compilation_and_recomputation(wrapped: dict[str, Any]) -> None:
+    names, plain = (set(engine(**options).state_dict()["model"]) for options in (wrapped, {}))
+    assert names == plain
