@@ -4,6 +4,7 @@ Legend: D hidden size, W width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,15 +31,45 @@ class SwiGLU(nn.Module):
         return {"gate_up": gate_and_up, "down": matrices}
 
 
+class _Halves(torch.autograd.Function):
+    """Casts and permutes in one pass each way; autograd's own gradient would be a view that is copied again."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        ctx.dtype = gate_up.dtype
+        return gate_up.transpose(-3, -2).to(dtype, memory_format=torch.contiguous_format).flatten(-3, -2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        grad = grad.unflatten(-2, (2, -1)).transpose(-3, -2)
+        return grad.to(ctx.dtype, memory_format=torch.contiguous_format).contiguous(), None
+
+
+class _Gated(torch.autograd.Function):
+    """Keeps its input only, where autograd would keep ``silu(gate)`` too."""
+
+    @staticmethod
+    def forward(ctx: Any, h: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(h)
+        gate, up = h.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        (h,) = ctx.saved_tensors
+        gate, up = h.chunk(2, dim=-1)
+        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return torch.cat([grad_gate, F.silu(gate).mul_(grad)], dim=-1)
+
+
 def halves(gate_up: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """[..., W, 2, D] -> [..., 2 W, D] in ``dtype``: all gates, then all ups, so that the activation reads whole runs."""
-    return gate_up.transpose(-3, -2).to(dtype, memory_format=torch.contiguous_format).flatten(-3, -2)
+    return _Halves.apply(gate_up, dtype)
 
 
 def gated(h: torch.Tensor) -> torch.Tensor:
-    """[..., 2 W] -> [..., W]"""
-    gate, up = h.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    """[..., 2 W], gates first -> [..., W]: ``silu(gate) * up``."""
+    return _Gated.apply(h)
 
 
 def gate_and_up(w: torch.Tensor) -> Sequence[Matrices]:

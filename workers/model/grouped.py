@@ -84,7 +84,7 @@ class _ToExperts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (inverse,) = ctx.saved_tensors
-        return grad.index_select(0, inverse).unflatten(0, (-1, ctx.k)).sum(1), None, None, None
+        return _sum_rows(grad, inverse.view(-1, ctx.k)).to(grad.dtype), None, None, None
 
 
 class _FromExperts(torch.autograd.Function):
@@ -93,16 +93,24 @@ class _FromExperts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: torch.Tensor, weight_NK: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(y, weight_NK, order, inverse)
-        y_NKD = y.index_select(0, inverse).view(*weight_NK.shape, -1)
-        return (y_NKD * weight_NK[..., None]).sum(1).to(y.dtype)
+        return _sum_rows(y, inverse.view_as(weight_NK), weight_NK).to(y.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_ND: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         y, weight_NK, order, inverse = ctx.saved_tensors
-        grad = grad_ND.index_select(0, order // weight_NK.shape[1]).float()
+        grad = grad_ND.float().index_select(0, order // weight_NK.shape[1])
         grad_weight = (grad * y).sum(-1).index_select(0, inverse).view_as(weight_NK)
-        grad_y = (grad * weight_NK.flatten().index_select(0, order)[:, None]).to(y.dtype)
-        return grad_y, grad_weight, None, None
+        grad_y = grad.mul_(weight_NK.flatten().index_select(0, order)[:, None])
+        return grad_y.to(y.dtype), grad_weight, None, None
+
+
+def _sum_rows(rows: torch.Tensor, index_NK: torch.Tensor, weight_NK: torch.Tensor | None = None) -> torch.Tensor:
+    """The sum over K of the indexed rows, by weight (fp32) if there are any: [N, D]."""
+    if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+        # One pass over the rows, which eager operators take three for and a compiler fuses by itself.
+        return F.embedding_bag(index_NK, rows if weight_NK is None else rows.float(), per_sample_weights=weight_NK, mode="sum")
+    rows_NKD = rows.index_select(0, index_NK.flatten()).view(*index_NK.shape, -1)
+    return (rows_NKD if weight_NK is None else rows_NKD * weight_NK[..., None]).sum(1)
 
 
 def to_experts(x_ND: torch.Tensor, at: Places) -> torch.Tensor:

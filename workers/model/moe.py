@@ -37,12 +37,12 @@ class MoE(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        E, D, I = spec.n_routed_experts, spec.hidden_size, spec.moe_intermediate_size
+        E, D, width = spec.n_routed_experts, spec.hidden_size, spec.moe_intermediate_size
         self.spec = spec
         self.router = nn.Parameter(torch.empty(E, D))
-        self.gate_up = nn.Parameter(torch.empty(E, I, 2, D))
-        self.down = nn.Parameter(torch.empty(E, D, I))
-        self.shared = SwiGLU(D, spec.n_shared_experts * I) if spec.n_shared_experts else None
+        self.gate_up = nn.Parameter(torch.empty(E, width, 2, D))
+        self.down = nn.Parameter(torch.empty(E, D, width))
+        self.shared = SwiGLU(D, spec.n_shared_experts * width) if spec.n_shared_experts else None
         self.bias: torch.Tensor
         self.register_buffer("bias", torch.empty(E, dtype=torch.float32))
 
