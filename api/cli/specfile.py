@@ -29,7 +29,8 @@ def read(path: Path, name: str | None = None) -> dict[str, Any]:
 
 
 def with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Sources and tokenizer of ``document`` seen from ``base``: the service runs elsewhere. Other shapes pass unchanged."""
+    """Sources, tokenizer and ``init_from`` of ``document`` seen from ``base``: the service runs elsewhere. Other shapes pass
+    unchanged."""
     resolved = dict(document)
     pipeline = document.get("data_pipeline")
     if isinstance(pipeline, dict) and isinstance(pipeline.get("sources"), list):
@@ -37,11 +38,17 @@ def with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:
         resolved["data_pipeline"] = {**pipeline, "sources": sources}
     if isinstance(document.get("tokenizer"), dict):
         resolved["tokenizer"] = _absolute(document["tokenizer"], base)
+    if _is_relative(document.get("init_from")):
+        resolved["init_from"] = str(base / document["init_from"])
     return resolved
 
 
 def _absolute(part: Any, base: Path) -> Any:
-    path = part.get("path") if isinstance(part, dict) else None
-    if not isinstance(path, str) or not path or "://" in path or path.startswith(("stdlib:", "model:", "/", "~")):
+    if not isinstance(part, dict) or not _is_relative(part.get("path")):
         return part
-    return {**part, "path": str(base / path)}
+    return {**part, "path": str(base / part["path"])}
+
+
+def _is_relative(path: Any) -> bool:
+    known = isinstance(path, str) and bool(path) and "://" not in path
+    return known and not path.startswith(("stdlib:", "model:", "/", "~"))

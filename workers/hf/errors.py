@@ -19,6 +19,13 @@ class OutputExists(MantaError):
     status: ClassVar[int] = 409
 
 
+class JobUnreadable(MantaError):
+    """The job file is missing, no YAML or JSON, or its model is none."""
+
+    code: ClassVar[str] = "spec_invalid"
+    status: ClassVar[int] = 422
+
+
 class CheckpointUnreadable(MantaError):
     """The checkpoint to export is not there, torn, or of another model than the spec says."""
 

@@ -11,11 +11,12 @@ import json
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from pydantic import ValidationError
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -26,39 +27,42 @@ from data.files import sync_directory
 from workers.checkpoint_files import is_whole, read_info
 from workers.hf.config import to_config
 from workers.hf.convert import exported
-from workers.hf.errors import CheckpointUnreadable, OutputExists
+from workers.hf.errors import CheckpointUnreadable, JobUnreadable, OutputExists
 from workers.hf.families import CLASSES, family_of, training_only
 from workers.hf.files import CONFIG, write_json, write_tensors
 from workers.hf.tokenizer import write_tokenizer
-from workers.local import read_job
 from workers.model.spec import ModelSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _PREFIX = "model."
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workers.hf.export", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=Path, help="a checkpoint's directory, step-00000100")
     parser.add_argument("--spec", type=Path, required=True, help="the job, YAML or JSON")
     parser.add_argument("--tokenizer", type=Path, required=True, help="the SentencePiece model that the data was made with")
     parser.add_argument("--output", type=Path, required=True, help="a directory that does not exist yet")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
-    a = parser.parse_args()
+    a = parser.parse_args(arguments)
     try:
-        _, spec = read_job(a.spec)
-        print(json.dumps(export(a.checkpoint, spec.model, a.tokenizer, a.output, a.dtype)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        return _failed("spec_invalid", 422, f"{a.spec}: {first['msg']}", "/".join(["", *map(str, first["loc"])]))
+        print(json.dumps(export(a.checkpoint, read_model(a.spec), a.tokenizer, a.output, a.dtype)))
     except MantaError as error:
-        return _failed(error.code, error.status, error.detail, error.pointer)
+        said = {"code": error.code, "status": error.status, "detail": error.detail, "pointer": error.pointer}
+        print(json.dumps(said))
+        return 1
     return 0
 
 
-def _failed(code: str, status: int, detail: str, pointer: str | None) -> int:
-    print(json.dumps({"code": code, "status": status, "detail": detail, "pointer": pointer}))
-    return 1
+def read_model(path: Path) -> ModelSpec:
+    """The ``model`` of a job file. Raises JobUnreadable."""
+    try:
+        return ModelSpec.model_validate(yaml.safe_load(path.read_text()).get("model", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise JobUnreadable(f"{path}: {first['msg']}", pointer="/".join(["/model", *map(str, first["loc"])])) from error
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise JobUnreadable(f"{path} is no job file: {error}") from error
 
 
 def export(checkpoint: Path, spec: ModelSpec, tokenizer: Path, output: Path, dtype: str = "fp32") -> dict[str, Any]:
@@ -141,6 +145,9 @@ class CheckpointWeights(Mapping[str, torch.Tensor]):
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             load({"model": {name: tensor}}, storage_reader=FileSystemReader(self.path), no_dist=True)
         return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries  # without reading it
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -137,6 +137,9 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         if kind not in FLOATING:
             raise PretrainedMismatch(f"the tensor {name} holds {kind}; the decoder takes over {', '.join(sorted(FLOATING))}")
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._files  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 

@@ -64,6 +64,9 @@ class Pretrained(Mapping[str, torch.Tensor]):
                 )
         return rule.join(parts)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._rules  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._rules)
 
