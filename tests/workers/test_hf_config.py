@@ -170,6 +170,8 @@ def test_what_a_config_leaves_out_is_what_its_class_assumes(config: dict[str, An
         ({"model_type": "qwen3_moe"}, "model_type 'qwen3_moe'.*llama, olmoe, glm4_moe"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'.*'silu'"),
         ({"attention_bias": True}, "attention_bias"),
+        ({"sliding_window": 4096}, "sliding_window 4096.*models without"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq 2.*knows 1"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_type 'llama3'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 8, "truncate": False}}, "truncate False"),
@@ -191,7 +193,15 @@ def test_a_model_that_the_decoder_cannot_compute_is_refused_by_name(change: dict
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"num_experts_per_tok": 17}, "17 is more than n_routed_experts 16"),
-        ({"vocab_size": "many"}, "vocab_size"),
+        ({"vocab_size": "many"}, "'many'"),
+        ({"vocab_size": None}, "NoneType"),
+        ({"first_k_dense_replace": None}, "NoneType"),
+        ({"num_hidden_layers": "two"}, "'str'"),
+        ({"rope_scaling": [8]}, "'list'"),
+        (
+            {"num_attention_heads": 3, "num_key_value_heads": 3, "model_type": "glm4_moe"},
+            "not divisible by num_attention_heads 3",
+        ),
     ],
 )
 def test_a_config_that_describes_no_model_says_where(change: dict[str, Any], message: str) -> None:

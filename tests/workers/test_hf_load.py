@@ -1,6 +1,8 @@
 """Directories that a run cannot begin with: each says what is wrong and what would be right."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from data.spec import TokenizerSpec
 from data.tokenizer import Tokenizer, train_tokenizer
 from workers.hf.convert import to_hf
+from workers.hf.directory import CONFIG, require_model
 from workers.hf.errors import PretrainedMismatch, PretrainedUnreadable
-from workers.hf.files import CONFIG, INDEX, ONE_FILE, write_json, write_tensors
+from workers.hf.files import INDEX, ONE_FILE, write_json, write_tensors
 from workers.hf.load import initial_state
 from workers.hf.rules import rules
 from workers.model.spec import ModelSpec
@@ -178,6 +181,14 @@ def test_every_size_that_differs_is_named_with_both_values(change: dict[str, Any
     with pytest.raises(PretrainedMismatch, match=message) as caught:
         read_all(directory, ModelSpec.model_validate({**SPEC.model_dump(), **change}))
     assert (caught.value.pointer or "").startswith("/model/")
+
+
+def test_a_job_can_be_refused_before_torch_is_there(directory: Path) -> None:
+    require_model(directory, SPEC)
+    with pytest.raises(PretrainedMismatch, match="hidden_size 32 there, 64 in model"):
+        require_model(directory, ModelSpec.model_validate({**SPEC.model_dump(), "hidden_size": 64}))
+    code = "import sys, workers.hf.directory; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
 def test_fields_that_only_training_needs_may_differ(directory: Path) -> None:

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from workers.hf.config import facts, to_config
 from workers.hf.convert import from_hf, to_hf
-from workers.hf.files import CONFIG, TensorFiles, read_config, write_json, write_tensors
+from workers.hf.directory import CONFIG, read_config
+from workers.hf.files import TensorFiles, write_json, write_tensors
 from workers.model.decoder import Decoder
 from workers.model.inputs import whole_rows
 from workers.model.spec import ModelSpec

@@ -93,29 +93,33 @@ def from_config(config: Config) -> tuple[ModelSpec, int]:
     family = family_in(config)
     _refuse_foreign_parts(config, family)
     known = _Fields({**_ASSUMED[family], **config})
-    fields: dict[str, Any] = {
-        **known.take("hidden_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps"),
-        "max_position_embeddings": config.get("max_position_embeddings", 131_072),
-        "initializer_range": config.get("initializer_range", 0.02),
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
-        **_rotary_fields(known, family),
-    }
-    if family in ("deepseek_v2", "deepseek_v3"):
-        fields |= {"attention": "mla", **known.take(*_LATENT)}
-    else:
-        fields |= {
-            "num_key_value_heads": known["num_key_value_heads"] or known["num_attention_heads"],
-            "head_dim": config.get("head_dim") if family != "olmoe" else None,
-            "qk_norm": _qk_norm(known, family),
-        }
     try:
-        spec = ModelSpec.model_validate(fields | _feed_forward_fields(known, family))
-        return spec, int(known["vocab_size"])
-    except (ValidationError, ValueError, TypeError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("vocab_size",), "msg": str(error)}
+        return ModelSpec.model_validate(_spec_fields(known, family)), int(known["vocab_size"])
+    except ValidationError as error:
+        first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         what = str(first["msg"]).removeprefix("Value error, ")
         raise PretrainedUnreadable(f"config.json describes no model: {where + ': ' if where else ''}{what}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PretrainedUnreadable(f"config.json describes no model: {error}") from error
+
+
+def _spec_fields(known: "_Fields", family: Family) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        **known.take("hidden_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps"),
+        "max_position_embeddings": known.get("max_position_embeddings", 131_072),
+        "initializer_range": known.get("initializer_range", 0.02),
+        "tie_word_embeddings": bool(known.get("tie_word_embeddings", False)),
+        **_rotary_fields(known, family),
+        **_feed_forward_fields(known, family),
+    }
+    if family in ("deepseek_v2", "deepseek_v3"):
+        return fields | {"attention": "mla", **known.take(*_LATENT)}
+    return fields | {
+        "num_key_value_heads": known["num_key_value_heads"] or known["num_attention_heads"],
+        "head_dim": known.get("head_dim") if family != "olmoe" else None,
+        "qk_norm": _qk_norm(known, family),
+    }
 
 
 def family_in(config: Config) -> Family:
@@ -244,6 +248,8 @@ def _refuse_foreign_parts(config: Config, family: Family) -> None:
         "mlp_bias": (None, False),
         "clip_qkv": (None,),
         "quantization_config": (None,),
+        "sliding_window": (None,),
+        "moe_layer_freq": (None, 1),
     }
     if family == "deepseek_v2":
         plain |= {"topk_method": (None, "greedy"), "norm_topk_prob": (None, False), "scoring_func": (None, "softmax")}

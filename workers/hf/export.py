@@ -27,9 +27,10 @@ from data.files import sync_directory
 from workers.checkpoint_files import is_whole, read_info
 from workers.hf.config import to_config
 from workers.hf.convert import exported
+from workers.hf.directory import CONFIG
 from workers.hf.errors import CheckpointUnreadable, JobUnreadable, OutputExists
 from workers.hf.families import CLASSES, family_of, training_only
-from workers.hf.files import CONFIG, write_json, write_tensors
+from workers.hf.files import write_json, write_tensors
 from workers.hf.tokenizer import write_tokenizer
 from workers.model.spec import ModelSpec
 

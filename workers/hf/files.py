@@ -1,4 +1,4 @@
-"""Reading and writing of directories as ``from_pretrained`` knows them: config.json and safetensors, one file or many."""
+"""Weights in safetensors files, one or many, written and read as ``from_pretrained`` and ``save_pretrained`` do."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from data.files import write_atomically
+from workers.hf.directory import read_json
 from workers.hf.errors import PretrainedMismatch, PretrainedUnreadable
 
-CONFIG = "config.json"
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SENTENCEPIECE = "tokenizer.model"
@@ -76,25 +76,6 @@ def _grouped(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
     yield group
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """Raises PretrainedUnreadable: there is no such directory, or no config.json that is one."""
-    if not directory.is_dir():
-        raise PretrainedUnreadable(f"{directory} is no directory; init_from names one with config.json and model.safetensors")
-    return _read_json(directory / CONFIG)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise PretrainedUnreadable(f"{path} is missing; init_from names a directory that `save_pretrained` wrote") from None
-    except (OSError, ValueError) as error:
-        raise PretrainedUnreadable(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise PretrainedUnreadable(f"{path} holds no mapping")
-    return content
-
-
 class TensorFiles(Mapping[str, torch.Tensor]):
     """The tensors of a directory, each read when it is asked for. Names and shapes are known at once.
 
@@ -105,7 +86,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         self._files: dict[str, Any] = {}
         index = directory / INDEX
         if index.exists():
-            places: dict[str, str] = _read_json(index).get("weight_map", {})
+            places: dict[str, str] = read_json(index).get("weight_map", {})
             for file in sorted(set(places.values())):
                 self._open(directory / file)
             if lost := sorted(set(places) - set(self._files)):

@@ -3,15 +3,15 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from data.tokenizer import Tokenizer
-from workers.hf.config import facts, from_config
+from workers.hf.config import from_config
 from workers.hf.convert import imported
+from workers.hf.directory import read_config, require_same_model
 from workers.hf.errors import PretrainedMismatch, PretrainedUnreadable
-from workers.hf.files import SENTENCEPIECE, TensorFiles, read_config
+from workers.hf.files import SENTENCEPIECE, TensorFiles
 from workers.hf.rules import Rule
 from workers.model.spec import ModelSpec
 from workers.spec import TrainSpec
@@ -37,7 +37,7 @@ def load_pretrained(directory: Path, spec: ModelSpec, vocab_size: int) -> "Pretr
     """
     config = read_config(directory)
     theirs, their_vocabulary = from_config(config)
-    _require_same_model(directory, theirs, spec)
+    require_same_model(directory, theirs, spec)
     _require_same_vocabulary(directory, their_vocabulary, vocab_size)
     files = TensorFiles(directory)
     known = {str(rule.name): rule for rule in imported(config, theirs, their_vocabulary)}
@@ -72,25 +72,6 @@ class Pretrained(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._rules)
-
-
-def _require_same_model(directory: Path, theirs: ModelSpec, ours: ModelSpec) -> None:
-    """Patterns of attention and the memory of segments need no weights: the job's own word stands."""
-    there, here = facts(theirs), facts(ours)
-    if there["rope_scaling"] is None:
-        # Who stretches the context of a model that was trained without does it on purpose: None is what the field begins with.
-        here = here | {"rope_scaling": None}
-    differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-    if differing:
-        says = ", ".join(f"{name} {_shown(there, name)} there, {_shown(here, name)} in model" for name in differing)
-        raise PretrainedMismatch(f"{directory} is another model than this job's: {says}", pointer=f"/model/{differing[0]}")
-
-
-def _shown(found: Mapping[str, Any], name: str) -> str:
-    value = found.get(name, "none")
-    if isinstance(value, tuple) and len(set(value)) == 1:
-        return str(value[0])
-    return str(value)
 
 
 def _require_same_vocabulary(directory: Path, theirs: int, ours: int) -> None:
