@@ -32,6 +32,10 @@ COMPUTE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 KEEP_GATHERED_BYTES = 2**30
 """Models smaller than this are gathered once a step, and stay so from its first forward pass to its last backward pass."""
 
+MOST_GRAPHS = 64
+"""Of a block's code, at most so many by torch.compile: one for each kind of layer, form of attention, length of rows, and for
+training or evaluation. Beyond torch's own limit of 8 it would run the rest uncompiled and say nothing."""
+
 
 class TrainingDiverged(MantaError):
     """The loss or the gradient has not been a number for more steps than are skipped. None of them was applied."""
@@ -89,6 +93,7 @@ class Engine:
             model = Decoder(spec.model, vocab_size, dtype, objective)
         apply_recompute(model.all_blocks, training.activation_checkpointing)
         if training.compile:
+            torch.compiler.config.recompile_limit = MOST_GRAPHS
             for block in model.all_blocks:
                 block.compile()
         if mesh.workers is not None:

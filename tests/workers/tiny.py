@@ -39,7 +39,8 @@ def tiny_spec(**training: Any) -> TrainSpec:
 
 
 def rows(step: int, count: int) -> list[Batch]:
-    """``count`` micro-batches of one row: two documents and padding of differing length, so that targets differ in number."""
+    """``count`` micro-batches of one row, numbered through the run: two documents and padding of differing length, so that
+    targets differ in number."""
     batches = []
     for i in range(count):
         draw = np.random.default_rng([step, i])
@@ -50,7 +51,7 @@ def rows(step: int, count: int) -> list[Batch]:
         positions = np.concatenate([np.arange(cut), np.arange(LENGTH - cut)])[None].astype(np.int32)
         # A skewed distribution, so that there is something to learn.
         tokens = np.minimum(draw.geometric(0.05, (1, LENGTH)), VOCAB - 1).astype(np.uint32)
-        batches.append(Batch(tokens, documents, positions))
+        batches.append(Batch(tokens, documents, positions, np.array([step * count + i])))
     return batches
 
 
