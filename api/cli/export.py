@@ -25,6 +25,7 @@ CHECKPOINTS = "checkpoints"
 PREPARED = "prepared.json"
 """In a job's directory: where its data is, as ``workers.driver`` wrote it."""
 MANIFEST = "manifest.json"
+"""Written last, of a checkpoint and of a data set alike."""
 
 
 class ExportFormat(StrEnum):
@@ -154,7 +155,8 @@ def _tokenizer_of(run: Path) -> Path:
     try:
         return Path(json.loads((run / PREPARED).read_text())["path"]) / TOKENIZER_NAME
     except OSError:
-        found = sorted((run / "prepared").glob(f"*/{TOKENIZER_NAME}"))
+        # A directory without manifest is a data set in the making.
+        found = [path.with_name(TOKENIZER_NAME) for path in (run / "prepared").glob(f"*/{MANIFEST}")]
     if len(found) == 1:
         return found[0]
     which = f"{len(found)} data sets lie in {run / 'prepared'}" if found else f"no prepared data is known in {run}"

@@ -55,7 +55,9 @@ def run_directory(root: Path, steps: Sequence[int] = (10, 20), data_sets: int = 
         (root / "checkpoints" / f"step-{step:08}" / "manifest.json").touch()
     for i in range(data_sets):
         (root / "prepared" / f"{i}").mkdir(parents=True)
-        (root / "prepared" / f"{i}" / "tokenizer.model").touch()
+        (root / "prepared" / f"{i}" / "manifest.json").touch()
+    (root / "prepared" / "unfinished.partial").mkdir(parents=True)
+    (root / "prepared" / "unfinished.partial" / "tokenizer.model").touch()
     return root
 
 
@@ -234,6 +236,7 @@ def test_the_whole_road_from_a_run_to_weights(tmp_path: Path) -> None:
     store.save(3, {"model": state, "cursor": 3})
     store.close()
     (run / "prepared" / "0").mkdir(parents=True)
+    (run / "prepared" / "0" / "manifest.json").touch()
     (run / "prepared" / "0" / "tokenizer.model").write_bytes(train_tokenizer(["the old cat"], TokenizerSpec(vocab_size=300)))
     (tmp_path / "job.yaml").write_text(json.dumps({"model": model}))
     done = manta(str(run), "--spec", str(tmp_path / "job.yaml"), "--to", str(tmp_path / "out"))

@@ -74,7 +74,7 @@ def export(checkpoint: Path, spec: ModelSpec, tokenizer: Path, output: Path, dty
     family = family_of(spec)
     weights = CheckpointWeights(checkpoint)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputExists(f"{output} is there already; give another --output")
+        raise OutputExists(f"{output} is there already; name another directory")
     vocab_size = weights.vocab_size
     try:
         shapes = {name: x.shape for name, x in exported(spec, vocab_size, weights.on_meta())}
