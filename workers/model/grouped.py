@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from workers.model.grouped_cpu import grouped_outer, grouped_rows
+
 
 class Places(NamedTuple):
     """Where the rows of a choice [N, K] go; nothing here waits for the device."""
@@ -29,6 +31,11 @@ def places(chosen_NK: torch.Tensor, experts: int) -> Places:
     return Places(order, inverse, ends_E)
 
 
+def _has_few_shapes(x: torch.Tensor) -> bool:
+    """Whether a product is to be had in few shapes only."""
+    return x.device.type == "cpu" and x.dtype.itemsize == 2
+
+
 @torch.library.custom_op("manta::grouped_mm", mutates_args=())
 def grouped_mm(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Rows of ``x`` [N, I], sorted by group, times each group's matrix ``weight`` [E, O, I] transposed: [N, O].
@@ -36,6 +43,8 @@ def grouped_mm(x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> tor
     ``ends`` (int32, [E]) are the groups' end rows. An operator of its own because torch.compile rejects ``F.grouped_mm`` in
     fp32 and its backward rejects expanded gradients. Rows must be multiples of 16 bytes long.
     """
+    if _has_few_shapes(x):
+        return grouped_rows(x, weight.transpose(1, 2), ends)
     return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
 
 
@@ -49,6 +58,8 @@ def _grouped_mm_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grad = grad.contiguous()
+    if _has_few_shapes(x):
+        return grouped_rows(grad, weight, ends), grouped_outer(grad, x, ends)
     return F.grouped_mm(grad, weight, offs=ends), F.grouped_mm(grad.t(), x, offs=ends)
 
 
