@@ -115,7 +115,10 @@ def _prepare(order: Order, spec: TrainSpec | None, reporter: Reports) -> Path:
 def _prepare_now(order: Order, spec: TrainSpec | None, on_progress: "OnProgress") -> tuple[Path, Manifest]:
     from data.prepare import prepare
     from data.ray_executor import RayDataExecutor
+    from workers.hf.directory import require_model
 
+    if spec is not None and spec.init_from is not None:
+        require_model(Path(spec.init_from).expanduser(), spec.model)  # before the data costs anything
     data = spec.data_pipeline if spec is not None else DataSpec.model_validate(order.spec["data_pipeline"])
     tokenizer = spec.tokenizer if spec is not None else TokenizerSpec.model_validate(order.spec["tokenizer"])
     prepared = prepare(data, tokenizer, order.prepared_dir, RayDataExecutor(), on_progress)

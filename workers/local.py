@@ -24,6 +24,7 @@ from data.prepare import Progress, prepare
 from workers.allocator import keep_freed_memory
 from workers.attempt import Phase
 from workers.checkpoint import CheckpointStore
+from workers.hf.directory import require_model
 from workers.loop import Outcome, train
 from workers.mesh import Membership
 from workers.plan import plan
@@ -126,6 +127,8 @@ def _prepare(spec: TrainSpec, out: Path, reporter: Reports) -> Path:
         if p.reused or p.done == p.total:
             reporter.phase(Phase(p.phase), p.done, p.total, p.unit, p.reused)
 
+    if spec.init_from is not None and not (out / "checkpoints").exists():
+        require_model(Path(spec.init_from).expanduser(), spec.model)  # before the data costs anything
     return prepare(spec.data_pipeline, spec.tokenizer, (out / "prepared").absolute(), SerialExecutor(), show).path
 
 

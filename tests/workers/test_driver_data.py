@@ -97,3 +97,11 @@ def test_too_little_text_for_one_batch_is_known_before_any_worker_starts(tmp_pat
         _prepare(order(tmp_path, spec, 1), spec.model_copy(update={"training": training}), Listener())
     assert isinstance(failure.value, MantaError)
     assert failure.value.pointer == "/training/global_batch_size"
+
+
+def test_weights_that_cannot_be_begun_with_are_refused_before_the_data_costs_anything(tmp_path: Path, spec: TrainSpec) -> None:
+    listener = Listener()
+    with pytest.raises(MantaError, match="is no directory; init_from names one") as failure:
+        _prepare(order(tmp_path, spec, 1), spec.model_copy(update={"init_from": str(tmp_path / "nowhere")}), listener)
+    assert failure.value.pointer == "/init_from"
+    assert listener.phases == []

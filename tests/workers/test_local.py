@@ -73,6 +73,17 @@ def small_job(tmp_path: Path) -> dict[str, Any]:
     }
 
 
+def test_weights_to_begin_with_are_looked_at_before_the_data_is_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({**small_job(tmp_path), "init_from": str(tmp_path / "nowhere")}))
+    monkeypatch.setattr(sys, "argv", ["local", str(path), "--out", str(tmp_path / "out")])
+    assert main() == 1
+    assert re.search("nowhere is no directory.*\\(/init_from\\)", capsys.readouterr().err)
+    assert not (tmp_path / "out" / "prepared").exists()
+
+
 def test_a_start_after_one_that_torchrun_restarted_is_the_newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(small_job(tmp_path)))
