@@ -27,7 +27,7 @@ from workers.garbage import after_step, collected_together
 from workers.generate import sample_texts
 from workers.hf.load import initial_state
 from workers.mesh import Membership, deal
-from workers.plan import flops_per_token
+from workers.model.count import flops_per_token
 from workers.reporter import Reports
 from workers.spec import TrainSpec
 
@@ -105,7 +105,7 @@ class _Run:
         self.tokens_before = self.order.curriculum.tokens_before
         self.train_loss = float("nan")
         self.trained_tokens, self.trained_seconds = 0, 0.0
-        flops = flops_per_token(spec.model, tokenizer.vocab_size, spec.data_pipeline.sequence_length)
+        flops = flops_per_token(spec.model, tokenizer.vocab_size, spec.data_pipeline.row_length)
         peak = peak_flops(spec, engine.mesh.device)
         self.mfu_per_rate = None if peak is None else flops / (peak * membership.world_size)
 

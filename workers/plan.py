@@ -1,22 +1,23 @@
 """What a training job would run, before anything runs: layout, parameters, steps, memory, operations, and what is wrong.
 
 Free of torch and Ray: the service and the command line plan with it. Parameter counts and FLOPs are exact for
-``workers.model``; activations are an estimate, everything else in memory follows from the layout.
+``workers.model``; ``workers.memory`` says what its figures stand for.
 """
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from workers.model.spec import ModelSpec
+from workers.budget import RecomputeBudgetTooSmall
+from workers.fit import needed, too_large
+from workers.memory import Memory, activations, compute_bytes
+from workers.model.count import Parameters, count_parameters, flops_per_token
+from workers.model.footprint import Mode
+from workers.model.presets import PRESETS
 from workers.spec import TrainSpec
 
-KEEP_GATHERED_BYTES = 2**30
-"""As ``workers.engine``: smaller models stay gathered between forward and backward."""
 GROUPED_MM_ROW_BYTES = 16
 """What torch's grouped matrix product wants rows to be multiples of."""
-MASTER_BYTES = 4
-"""Parameters, gradients and each of AdamW's two moments are fp32."""
 
 
 class _Part(BaseModel):
@@ -31,25 +32,11 @@ class Problem(_Part):
     detail: str
 
 
-class Parameters(_Part):
-    """``active``: those that take part in one token's forward pass (an embedding row look-up counts as the whole matrix)."""
+class Published(_Part):
+    """The model that a preset stands for, and where it is described."""
 
-    total: int
-    active: int
-    by_part: dict[str, int]
-
-
-class Memory(_Part):
-    """Bytes on one worker, at the peak of a step."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    gathered: int
-    """Whole parameters, gathered from all workers for the computation, and whole gradients while they accumulate."""
-    activations: int
-    """An estimate: what one micro-batch keeps for its backward pass, and the logits."""
-    total: int
+    name: str
+    source: str
 
 
 class Plan(_Part):
@@ -65,10 +52,13 @@ class Plan(_Part):
     steps: int
     tokens: int
     vocab_size: int
+    preset: Published | None
     parameters: Parameters
     memory: Memory
+    activations: dict[Mode, int]
+    """What the blocks keep of one micro-batch for its backward pass, by ``activation_checkpointing``."""
     flops_per_token: float
-    """Forward and backward, matrix products and causal attention."""
+    """Forward and backward, matrix products and causal attention, in rows of the final length."""
     flops: float
     """Of the whole run."""
     problems: list[Problem]
@@ -78,29 +68,40 @@ class Plan(_Part):
 
 def plan(spec: TrainSpec) -> Plan:
     """The plan of ``spec``, with the vocabulary that it asks for."""
-    training, length = spec.training, spec.data_pipeline.sequence_length
-    vocabulary = spec.tokenizer.vocab_size
-    world_size = spec.world_size
+    training, curriculum, vocabulary = spec.training, spec.curriculum, spec.tokenizer.vocab_size
+    world_size, steps = spec.world_size, spec.total_steps
     micro_batches = training.global_batch_size // training.micro_batch_size
     per_worker = -(-micro_batches // world_size)
-    parameters = count_parameters(spec.model, vocabulary)
-    per_token = flops_per_token(spec.model, vocabulary, length)
-    step_tokens = training.global_batch_size * length
+    by_length = zip(curriculum.row_lengths, curriculum.segment_tokens(), strict=True)
+    budget: list[Problem] = []
+    try:
+        memory = needed(spec)
+    except RecomputeBudgetTooSmall as error:
+        budget = [Problem(code=error.code, pointer=error.pointer or "", detail=str(error))]
+        memory = needed(_fully_recomputed(spec))
     return Plan(
         world_size=world_size,
         data_parallel=world_size,
         micro_batches=micro_batches,
         micro_batches_per_worker=per_worker,
         gradient_accumulation=per_worker,
-        tokens_per_step=step_tokens,
-        steps=spec.total_steps,
-        tokens=spec.total_steps * step_tokens,
+        tokens_per_step=micro_batches * curriculum.micro_batch_tokens,
+        steps=steps,
+        tokens=curriculum.tokens_before(steps),
         vocab_size=vocabulary,
-        parameters=parameters,
-        memory=_memory(spec, parameters, per_worker),
-        flops_per_token=per_token,
-        flops=per_token * step_tokens * spec.total_steps,
-        problems=[*_unsupported(spec), *_misaligned(spec), *_batches(spec, micro_batches, per_worker)],
+        preset=None if (name := spec.model.preset) is None else Published(name=name, source=PRESETS[name].source),
+        parameters=count_parameters(spec.model, vocabulary),
+        memory=memory,
+        activations=activations(spec),
+        flops_per_token=flops_per_token(spec.model, vocabulary, spec.data_pipeline.row_length),
+        flops=sum(tokens * flops_per_token(spec.model, vocabulary, length) for length, tokens in by_length),
+        problems=[
+            *_unsupported(spec),
+            *_misaligned(spec),
+            *_batches(spec, micro_batches, per_worker),
+            *budget,
+            *([] if budget else _too_large(spec, memory)),
+        ],
         notes=_notes(spec, micro_batches, per_worker),
     )
 
@@ -110,75 +111,14 @@ def describe(spec: TrainSpec) -> dict[str, Any]:
     return plan(spec).model_dump(mode="json")
 
 
-def count_parameters(model: ModelSpec, vocab_size: int) -> Parameters:
-    """Of ``workers.model.decoder.Decoder``. The routers' balancing biases are buffers and do not count."""
-    d, head = model.hidden_size, model.resolved_head_dim
-    layers, dense = model.num_hidden_layers, model.first_k_dense_replace
-    moe = layers - dense
-    expert = 3 * d * model.moe_intermediate_size
-    heads_in, heads_out = model.num_attention_heads + 2 * model.num_key_value_heads, model.num_attention_heads
-    parts = {
-        "embedding": vocab_size * d,
-        "head": 0 if model.tie_word_embeddings else vocab_size * d,
-        "attention": layers * (heads_in + heads_out) * head * d,
-        "norms": (2 * layers + 1) * d,
-        "dense_feed_forward": dense * 3 * d * model.intermediate_size,
-        "routed_experts": moe * model.n_routed_experts * expert,
-        "shared_experts": moe * model.n_shared_experts * expert,
-        "routers": moe * model.n_routed_experts * d,
-    }
-    idle = moe * (model.n_routed_experts - model.num_experts_per_tok) * expert
-    total = sum(parts.values())
-    return Parameters(total=total, active=total - idle, by_part=parts)
+def _fully_recomputed(spec: TrainSpec) -> TrainSpec:
+    changes = {"activation_bytes": None, "activation_checkpointing": "full"}
+    return spec.model_copy(update={"training": spec.training.model_copy(update=changes)})
 
 
-def flops_per_token(model: ModelSpec, vocab_size: int, sequence_length: int) -> float:
-    """6 for every parameter in a matrix product that the token takes part in, and causal attention over half the row."""
-    parts = count_parameters(model, vocab_size)
-    look_up = 0 if model.tie_word_embeddings else parts.by_part["embedding"]
-    matrix = parts.active - parts.by_part["norms"] - look_up
-    attention = 6 * model.num_hidden_layers * model.num_attention_heads * model.resolved_head_dim * sequence_length
-    return 6.0 * matrix + attention
-
-
-def _memory(spec: TrainSpec, parameters: Parameters, per_worker: int) -> Memory:
-    compute = _compute_bytes(spec)
-    shard = -(-parameters.total // spec.world_size)
-    gathered = 0
-    if spec.world_size > 1:
-        whole = parameters.total * compute
-        layer = (
-            parameters.total - parameters.by_part["embedding"] - parameters.by_part["head"]
-        ) // spec.model.num_hidden_layers
-        # Larger models hold the layer in use and the next one; the root's embedding and head stay.
-        root = (parameters.by_part["embedding"] + parameters.by_part["head"]) * compute
-        gathered = whole if whole <= KEEP_GATHERED_BYTES else root + 2 * layer * compute
-        if per_worker > 1:
-            gathered += parameters.total * MASTER_BYTES
-    parts = {
-        "parameters": shard * MASTER_BYTES,
-        "gradients": shard * MASTER_BYTES,
-        "optimizer": 2 * shard * MASTER_BYTES,
-        "gathered": gathered,
-        "activations": _activations(spec, compute),
-    }
-    return Memory(**parts, total=sum(parts.values()))
-
-
-def _activations(spec: TrainSpec, compute: int) -> int:
-    """Bytes that one micro-batch keeps: the inputs of every product and non-linearity, and logits with their gradient."""
-    model = spec.model
-    d, heads = model.hidden_size, model.num_attention_heads * model.resolved_head_dim
-    keys = 2 * model.num_key_value_heads * model.resolved_head_dim
-    attention = 4 * d + 2 * heads + keys
-    expert = 2 * d + 3 * model.moe_intermediate_size
-    shared = 3 * model.n_shared_experts * model.moe_intermediate_size
-    moe = 2 * d + model.num_experts_per_tok * expert + shared + 2 * model.n_routed_experts
-    dense = 2 * d + 3 * model.intermediate_size
-    layers, dense_layers = model.num_hidden_layers, model.first_k_dense_replace
-    per_token = (layers * attention + (layers - dense_layers) * moe + dense_layers * dense) * compute
-    logits = spec.tokenizer.vocab_size * (compute + 2 * MASTER_BYTES)
-    return spec.training.micro_batch_size * spec.data_pipeline.sequence_length * (per_token + logits)
+def _too_large(spec: TrainSpec, memory: Memory) -> list[Problem]:
+    found = too_large(spec, memory.total)
+    return [] if found is None else [Problem(code="too_large", pointer=found[0], detail=found[1])]
 
 
 def _unsupported(spec: TrainSpec) -> list[Problem]:
@@ -200,9 +140,10 @@ def _unsupported(spec: TrainSpec) -> list[Problem]:
 
 
 def _misaligned(spec: TrainSpec) -> list[Problem]:
-    if spec.model.first_k_dense_replace == spec.model.num_hidden_layers:
+    model = spec.model
+    if not model.n_routed_experts or (model.dense_layers == model.num_hidden_layers and not model.num_nextn_predict_layers):
         return []
-    multiple = GROUPED_MM_ROW_BYTES // _compute_bytes(spec)
+    multiple = GROUPED_MM_ROW_BYTES // compute_bytes(spec)
     return [
         Problem(
             code="misaligned",
@@ -210,7 +151,7 @@ def _misaligned(spec: TrainSpec) -> list[Problem]:
             detail=f"{name} {size} is not a multiple of {multiple}, as the experts' products in {spec.training.precision} need",
         )
         for name in ("hidden_size", "moe_intermediate_size")
-        if (size := getattr(spec.model, name)) % multiple
+        if (size := getattr(model, name)) % multiple
     ]
 
 
@@ -236,10 +177,9 @@ def _notes(spec: TrainSpec, micro_batches: int, per_worker: int) -> list[str]:
     notes = []
     if idle := per_worker * spec.world_size - micro_batches:
         notes.append(f"{idle} of {per_worker * spec.world_size} micro-batch places of a step are empty: workers wait there")
+    vocabulary, name = spec.tokenizer.vocab_size, spec.model.preset
+    if name is not None and vocabulary != (published := PRESETS[name].vocab_size):
+        notes.append(f"tokenizer.vocab_size is {vocabulary}; the published model of preset {name} has {published}")
     if spec.tokenizer.path is not None:
         notes.append(f"counted with vocab_size {spec.tokenizer.vocab_size}; {spec.tokenizer.path} has the last word")
     return notes
-
-
-def _compute_bytes(spec: TrainSpec) -> int:
-    return 2 if spec.training.precision == "bf16" else 4

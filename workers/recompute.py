@@ -6,9 +6,9 @@ block returns beside its output (expert counts) is taken from the first pass alo
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -16,10 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from data.errors import MantaError
-
-Mode = Literal["none", "selective", "full"]
-"""``full`` keeps a block's input; ``selective`` also what ``SAVED`` operators gave; ``none`` keeps all that gradients need."""
+from workers.model.footprint import Mode
 
 SAVED = frozenset(
     (
@@ -39,13 +36,6 @@ SAVED = frozenset(
 but large, are computed again."""
 
 
-class RecomputeBudgetTooSmall(MantaError):
-    """Not even full recomputation keeps few enough bytes."""
-
-    code: ClassVar[str] = "recompute_budget_too_small"
-    status: ClassVar[int] = 422
-
-
 def apply_recompute(blocks: Iterable[nn.Module], modes: Mode | Sequence[Mode]) -> None:
     """Give every block its mode: one for all, or one each, from the bottom. The last call counts.
 
@@ -57,32 +47,6 @@ def apply_recompute(blocks: Iterable[nn.Module], modes: Mode | Sequence[Mode]) -
         block.__dict__.pop("forward", None)
         if mode != "none":
             block.forward = _Checkpointed(block.forward, mode)
-
-
-def choose(kept: Sequence[Mapping[Mode, int]], budget: int) -> list[Mode]:
-    """Each block's mode, from the bottom, so that the kept bytes add up to at most ``budget`` with little to compute again.
-
-    ``kept``: what each block keeps by mode, in bytes. Selective comes first on all blocks, for it saves the most bytes by
-    time. Bottom blocks go first: what they keep lives longest, and when they are computed again the top's is already freed.
-
-    Raises RecomputeBudgetTooSmall where no choice fits.
-    """
-    modes: list[Mode] = ["none"] * len(kept)
-    total = sum(block["none"] for block in kept)
-    lighter: tuple[Mode, ...] = ("selective", "full")
-    for mode in lighter:
-        for i, block in enumerate(kept):
-            if total <= budget:
-                return modes
-            saved = block[modes[i]] - block[mode]
-            if saved > 0:
-                modes[i], total = mode, total - saved
-    if total > budget:
-        raise RecomputeBudgetTooSmall(
-            f"activations take {total} bytes a micro-batch with everything recomputed, {total - budget} more than the budget of"
-            f" {budget}; raise it, lower micro_batch_size or shorten the sequence"
-        )
-    return modes
 
 
 def measure(block: nn.Module, x: torch.Tensor, *rest: Any) -> dict[Mode, int]:

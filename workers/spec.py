@@ -5,11 +5,12 @@ Names follow Hugging Face's configs for the model (DeepSeek-V3's where it has on
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data.curriculum import BatchSizes, Curriculum, steps_for
 from data.spec import DataSpec, Misfit, Seed, Spec, TokenizerSpec
 from workers.model.spec import ModelSpec
+from workers.sizes import parse_bytes
 
 Auto = Literal["auto"]
 Degree = Annotated[int, Field(ge=1)]
@@ -24,8 +25,17 @@ class GpuConfig(Spec):
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores, and torch threads, that one worker takes."""
     interconnect: str | None = None
-    cpu_memory: str | None = None
-    gpu_memory: str | None = None
+    cpu_memory: str | float | None = None
+    """Of each machine, as ``2TB/node``; a number alone counts GiB."""
+    gpu_memory: str | float | None = None
+    """Of each device, as ``80GB/H100``. Where it is stated, ``manta plan`` says what would not fit."""
+
+    @field_validator("cpu_memory", "gpu_memory")
+    @classmethod
+    def _is_a_size(cls, given: str | float | None) -> str | float | None:
+        if given is not None and not parse_bytes(given):
+            raise ValueError(f"{given!r} is no size of memory; write one like 80GB")
+        return given
 
 
 class ParallelSpec(Spec):

@@ -19,7 +19,12 @@ PARTS = {
     "gradients": "gradients",
     "optimizer": "optimizer",
     "gathered": "gathered copies",
-    "activations": "activations (estimate)",
+    "activations": "activations",
+}
+PEAKS = {
+    "loss": "at its peak, where the loss is computed",
+    "backward": "at its peak, in the backward pass",
+    "update": "at its peak, where the optimizer steps",
 }
 
 
@@ -62,6 +67,8 @@ def _figures(plan: Plan) -> Table:
     grid.add_column(style="dim")
     parameters = plan.parameters
     parts = ", ".join(f"{name.replace('_', ' ')} {count(number)}" for name, number in parameters.by_part.items() if number)
+    if plan.preset is not None:
+        grid.add_row("model", escape(plan.preset.name), escape(plan.preset.source))
     grid.add_row("parameters", f"[bold]{count(parameters.total)}[/]", f"{count(parameters.active)} active for one token")
     grid.add_row("", "", parts)
     grid.add_row("workers", str(plan.world_size), f"micro-batches of each in a step: {plan.micro_batches_per_worker}")
@@ -75,9 +82,13 @@ def _memory(plan: Plan) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(justify="right")
-    grid.add_row("memory a worker", f"[bold]{size(plan.memory.total)}[/]")
+    grid.add_column(style="dim")
+    grid.add_row("memory a worker", f"[bold]{size(plan.memory.total)}[/]", PEAKS[plan.memory.peak])
     for name, title in PARTS.items():
         grid.add_row(f"  {title}", size(getattr(plan.memory, name)))
+    grid.add_row("blocks keep", "", "of one micro-batch, by activation_checkpointing")
+    for mode, kept in plan.activations.items():
+        grid.add_row(f"  {mode}", size(kept))
     return grid
 
 

@@ -1,7 +1,7 @@
 """How much tensor memory a function holds at its peak."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,14 +19,14 @@ class _LiveStorages(TorchDispatchMode):
         # An argument that was not seen before is older than the function, and not its own.
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, torch.Tensor):
-                self._meet(tensor, new=False)
+                self.meet(tensor, new=False)
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
-                self._meet(tensor, new=True)
+                self.meet(tensor, new=True)
         return result
 
-    def _meet(self, tensor: torch.Tensor, *, new: bool) -> None:
+    def meet(self, tensor: torch.Tensor, *, new: bool) -> None:
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self.sizes:
@@ -40,13 +40,16 @@ class _LiveStorages(TorchDispatchMode):
         self.now -= self.sizes.pop(key)
 
 
-def peak_tensor_bytes(fn: Callable[[], object]) -> int:
-    """The most bytes of tensors made in ``fn`` that were alive at once, in forward and backward; older tensors do not count.
+def peak_tensor_bytes(fn: Callable[[], object], held: Iterable[torch.Tensor] = ()) -> int:
+    """The most bytes of tensors made in ``fn`` that were alive at once, in forward and backward; of older tensors only those in
+    ``held`` count.
 
     Counts what torch's operators return, also under ``FakeTensorMode`` (entered before, or inside): what a kernel or a custom
     operator needs for itself meanwhile is not seen.
     """
     with _LiveStorages() as live:
+        for tensor in held:
+            live.meet(tensor, new=True)
         result = fn()
     del result
     return live.peak

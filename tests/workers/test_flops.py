@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from workers.flops import known_peak, measured_matrix_rate, peak_flops
+from workers.model.count import flops_per_token
 from workers.model.decoder import Decoder
 from workers.model.spec import ModelSpec
-from workers.plan import flops_per_token
 from workers.spec import MonitoringSpec, TrainSpec
 
 MODEL = ModelSpec(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, first_k_dense_replace=1)

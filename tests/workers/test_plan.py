@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from workers.model.spec import ModelSpec
-from workers.plan import count_parameters, describe, plan
+from workers.plan import describe, plan
 from workers.spec import TrainSpec
 
 
@@ -17,37 +16,6 @@ def spec(**parts: Any) -> TrainSpec:
 
 def problems(**parts: Any) -> list[tuple[str, str]]:
     return [(problem.code, problem.pointer) for problem in plan(spec(**parts)).problems]
-
-
-MODELS = [
-    {},
-    {"tie_word_embeddings": False},
-    {"first_k_dense_replace": 1, "intermediate_size": 384},
-    {"n_shared_experts": 0, "n_routed_experts": 4, "num_experts_per_tok": 3},
-    {"n_shared_experts": 2, "head_dim": 16, "num_key_value_heads": 3},
-]
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_parameters_are_those_of_the_real_model(model: dict[str, Any]) -> None:
-    import torch
-
-    from workers.model.decoder import Decoder
-
-    described = ModelSpec.model_validate(model)
-    with torch.device("meta"):
-        real = Decoder(described, 512, torch.float32)
-    counted = count_parameters(described, 512)
-    assert counted.total == sum(p.numel() for p in real.parameters())
-    routed = sum(moe.gate_up.numel() + moe.down.numel() for moe in real.experts)
-    assert counted.total - counted.active == routed - routed * described.num_experts_per_tok // described.n_routed_experts
-
-
-def test_gathering_follows_the_engine() -> None:
-    from workers import engine
-    from workers import plan as planner
-
-    assert planner.KEEP_GATHERED_BYTES == engine.KEEP_GATHERED_BYTES
 
 
 def test_the_defaults_can_run() -> None:
@@ -65,26 +33,38 @@ def test_tokens_become_whole_steps() -> None:
     assert made.tokens >= 650_000
 
 
-def test_state_is_shared_out_among_the_workers() -> None:
-    alone, shared = plan(TrainSpec()).memory, plan(spec(parallel_strategy={"data_parallel": 4})).memory
-    total = plan(TrainSpec()).parameters.total
-    assert (alone.parameters, alone.gradients, alone.optimizer) == (4 * total, 4 * total, 8 * total)
-    assert shared.optimizer == pytest.approx(alone.optimizer / 4, abs=8)
-    assert alone.gathered == 0
-    assert shared.gathered == 4 * total
-    assert shared.total == sum(value for part, value in shared.model_dump().items() if part != "total")
+def test_a_curriculum_counts_its_own_tokens_and_operations() -> None:
+    curriculum = [{"sequence_length": 64, "fraction": 0.5}, {"sequence_length": 256, "fraction": 0.5}]
+    whole, short_first = plan(TrainSpec()), plan(spec(data_pipeline={"curriculum": curriculum}))
+    assert (short_first.tokens, short_first.tokens_per_step) == (whole.tokens, whole.tokens_per_step)
+    # Half of the tokens see a quarter of the keys.
+    assert short_first.flops < whole.flops
+    assert short_first.flops_per_token == whole.flops_per_token
+    warmed = plan(spec(training={"batch_warmup": {"start": 8, "fraction": 0.5}}))
+    assert warmed.tokens < whole.tokens
 
 
-def test_half_precision_halves_what_is_gathered() -> None:
-    workers = {"data_parallel": 4}
-    whole = plan(spec(parallel_strategy=workers)).memory.gathered
-    assert plan(spec(parallel_strategy=workers, training={"precision": "bf16"})).memory.gathered == whole // 2
+def test_chains_are_counted_by_the_row() -> None:
+    made = plan(spec(data_pipeline={"sequence_length": 64, "chain_segments": 4}))
+    assert made.tokens_per_step == 32 * 256
 
 
-def test_a_large_model_is_gathered_layer_by_layer() -> None:
-    model = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32}
-    made = plan(spec(model=model, parallel_strategy={"data_parallel": 4}))
-    assert 0 < made.memory.gathered < made.parameters.total
+def test_activations_by_mode() -> None:
+    kept = plan(TrainSpec()).activations
+    assert kept["none"] > kept["selective"] > kept["full"] == 4 * 4 * 192 * 8 * 256
+
+
+def test_a_budget_that_no_mode_keeps() -> None:
+    assert problems(training={"activation_bytes": 10}) == [("recompute_budget_too_small", "/training/activation_bytes")]
+
+
+def test_presets_say_what_they_are_and_notes_where_they_differ() -> None:
+    made = plan(spec(model={"preset": "tiny"}, tokenizer={"vocab_size": 2048}))
+    assert made.preset is not None
+    assert (made.preset.name, made.preset.source) == ("tiny", "examples/quickstart.yaml")
+    assert made.notes == []
+    differs = plan(spec(model={"preset": "tiny"}))
+    assert differs.notes == ["tokenizer.vocab_size is 4096; the published model of preset tiny has 2048"]
 
 
 @pytest.mark.parametrize("name", ["tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel"])
@@ -137,7 +117,9 @@ def test_sizes_that_the_experts_products_cannot_take() -> None:
         ("misaligned", "/model/hidden_size"),
         ("misaligned", "/model/moe_intermediate_size"),
     ]
+    assert problems(model=model, training={"precision": "fp16"})[0] == ("misaligned", "/model/hidden_size")
     assert problems(model=model | {"first_k_dense_replace": 4}, training={"precision": "bf16"}) == []
+    assert problems(model=model | {"n_routed_experts": 0}, training={"precision": "bf16"}) == []
 
 
 def test_it_is_json() -> None:

@@ -16,9 +16,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
+from workers.budget import RecomputeBudgetTooSmall, choose
 from workers.compat_torch import create_group, create_mesh
-from workers.model.moe import grouped_mm
-from workers.recompute import SAVED, Mode, RecomputeBudgetTooSmall, apply_recompute, choose, measure
+from workers.model.footprint import Mode
+from workers.model.grouped import grouped_mm
+from workers.recompute import SAVED, apply_recompute, measure
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 B, T, D, HEADS, E, WIDTH = 2, 32, 16, 2, 4, 32

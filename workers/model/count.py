@@ -54,10 +54,20 @@ def flops_per_token(model: ModelSpec, vocab_size: int, sequence_length: int) -> 
     further = 0
     if depth := model.num_nextn_predict_layers:
         idle = (model.n_routed_experts - model.num_experts_per_tok) * 3 * model.hidden_size * model.moe_intermediate_size
-        idle = idle if model.dense_layers < model.num_hidden_layers else 0
+        idle = idle if model.n_routed_experts else 0
         norms = 5 * model.hidden_size + _attention_norms(model, model.num_hidden_layers)
         further = depth * (_prediction_module(model) - idle - norms + vocab_size * model.hidden_size)
     return 6.0 * (matrix + further) + attention
+
+
+def logical_elements(model: ModelSpec) -> int:
+    """Elements of the matrices inside blocks and prediction modules, which Muon updates: no embedding, head, router or norm."""
+    d, last, further = model.hidden_size, model.num_hidden_layers, model.num_nextn_predict_layers
+    moe = (model.n_routed_experts + model.n_shared_experts) * model.moe_intermediate_size
+    predicting = moe if model.n_routed_experts else model.intermediate_size
+    widths = model.dense_layers * model.intermediate_size + (last - model.dense_layers) * moe + further * predicting
+    attention = sum(attention_matrices(model, layer) for layer in range(last + further))
+    return attention + 3 * d * widths + further * 2 * d * d
 
 
 def attention_matrices(model: ModelSpec, layer: int) -> int:
@@ -82,7 +92,7 @@ def _prediction_module(model: ModelSpec) -> int:
     d, last = model.hidden_size, model.num_hidden_layers
     experts = model.n_routed_experts + model.n_shared_experts
     moe = experts * 3 * d * model.moe_intermediate_size + model.n_routed_experts * d
-    feed_forward = moe if model.dense_layers < last else 3 * d * model.intermediate_size
+    feed_forward = moe if model.n_routed_experts else 3 * d * model.intermediate_size
     return 2 * d * d + 5 * d + attention_matrices(model, last) + _attention_norms(model, last) + feed_forward
 
 
@@ -90,7 +100,7 @@ def _keys(model: ModelSpec, layer: int, length: int) -> float:
     """Keys that a query of a row of one document sees on average."""
     if model.segment_length is not None:
         segment = min(model.segment_length, length)
-        return segment / 2 + model.memory_length * (1 - segment / max(length, 1))
+        return segment / 2 + model.memory_length * (1 - segment / length) if length else 0.0
     if model.pattern(layer) == "sliding":
         window = min(model.sliding_window, length)
         return window * (1 - window / (2 * max(length, 1)))

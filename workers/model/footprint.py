@@ -60,7 +60,7 @@ def stages(model: ModelSpec, layer: int, at: Setting) -> list[Stage]:
     """One block; layers from ``num_hidden_layers`` on are those of multi-token prediction."""
     c, hidden = at.compute, at.tokens * model.hidden_size
     attention = _latent_attention(model, layer, at) if model.attention == "mla" else _grouped_attention(model, layer, at)
-    dense = layer < model.dense_layers
+    dense = layer < model.dense_layers or not model.n_routed_experts
     feed_forward = _dense(model.hidden_size, model.intermediate_size, at) if dense else _experts(model, at)
     # Dropout's draws are made again; its mask is kept in the compute type.
     dropped = [Stage(kept=hidden * c, work=2 * hidden * c)] if at.dropout else []
@@ -110,16 +110,26 @@ def _grouped_attention(model: ModelSpec, layer: int, at: Setting) -> list[Stage]
     project = product(hidden, (heads + 2 * groups) * size, tokens, at)
     normed = []
     if model.qk_norm is not None:
-        norm = norm_stage(tokens * (heads + groups) * size, at)
-        # In fp32 the norm's input is its own copy only where heads of several groups had to be brought together.
-        shared = tokens * size * FP32 * ((groups if model.qk_norm == "head" else 0) if groups > 1 else heads + groups)
-        normed = [norm._replace(kept=norm.kept - (0 if at.half or at.gpu else shared))]
+        elements = tokens * (heads + groups) * size
+        # The rotation copies what the norm gives. In fp32 the norm's input is a copy only of heads that lie apart.
+        apart = 0 if groups == 1 else heads if model.qk_norm == "head" else heads + groups
+        viewed_bytes = 0 if at.half or at.gpu else elements * FP32 - tokens * apart * size * FP32
+        norm = norm_stage(elements, at)
+        normed = [norm._replace(kept=norm.kept - elements * c - viewed_bytes)]
     # Queries and keys are copied by their rotation; values are a view of all three, unless a window gathers them.
     windowed = _masked_keys(model, layer, at) not in (0, at.length)
     viewed = not windowed or (normed and not at.half)
     project = project._replace(kept=project.kept + (project.results if viewed else 0))
     attend = _attend(model, layer, at, keys=tokens * groups * size * c, values=tokens * groups * size * c if windowed else 0)
-    return [project, *normed, attend, product(heads * size, hidden, tokens, at)]
+    # A memory's keys and values are projected once more, for gradients of the weights alone.
+    past = []
+    if model.memory_length:
+        elements = tokens * groups * size
+        viewed_bytes = 0 if at.half or at.gpu or model.qk_norm != "head" else elements * FP32
+        past = [
+            Stage(kept=norm_stage(elements, at).kept - elements * c + viewed_bytes if normed else 0, results=2 * elements * c)
+        ]
+    return [project, *normed, *past, attend, product(heads * size, hidden, tokens, at)]
 
 
 def _latent_attention(model: ModelSpec, layer: int, at: Setting) -> list[Stage]:
@@ -134,14 +144,18 @@ def _latent_attention(model: ModelSpec, layer: int, at: Setting) -> list[Stage]:
         parts.append(product(model.q_lora_rank, queries, tokens, at))
     down = product(hidden, latent + rope, tokens, at)
     # The latent is a view: where its norm keeps it as it is, the shared key's channels stay with it.
-    parts.append(down if at.half and not at.gpu else down._replace(kept=down.kept + tokens * rope * c))
-    parts.append(norm_stage(tokens * latent, at))
+    beside = 0 if at.half and not at.gpu else tokens * rope * c
+    norm = norm_stage(tokens * latent, at)
+    parts += [down._replace(kept=down.kept + beside), norm]
     up = product(latent, heads * (model.qk_nope_head_dim + model.v_head_dim), tokens, at)
     copied = model.v_head_dim != model.qk_head_dim or _masked_keys(model, layer, at) not in (0, at.length)
     parts.append(up if copied else up._replace(kept=up.kept + up.results))
     values = tokens * heads * c * (model.qk_head_dim if at.packed else model.v_head_dim) if copied else 0
     attend = _attend(model, layer, at, keys=tokens * queries * c, values=values)
-    return [*parts, attend, product(heads * model.v_head_dim, hidden, tokens, at)]
+    # A memory's keys and values go the same way once more, for gradients of the weights alone.
+    again = Stage(kept=beside + norm.kept + up.kept, results=down.results + up.results)
+    past = [again] if model.memory_length else []
+    return [*parts, *past, attend, product(heads * model.v_head_dim, hidden, tokens, at)]
 
 
 def _attend(model: ModelSpec, layer: int, at: Setting, keys: int, values: int) -> Stage:
@@ -152,10 +166,16 @@ def _attend(model: ModelSpec, layer: int, at: Setting, keys: int, values: int) -
         block = model.segment_length or model.sliding_window
         keys, values = keys * masked // block, values * masked // block
     gradients = gives + queries + 2 * keys + queries + keys
-    if not at.gpu and model.pattern(layer) != "hierarchical" and model.qk_head_dim != model.value_head_dim:
-        # A CPU's fused kernel wants values as wide as keys; without it the scores are kept.
-        scores = tokens * masked * heads * c
-        return Stage(kept=queries + keys + values + gives + scores, results=2 * scores + gives, work=gradients + 3 * scores)
+    if model.pattern(layer) == "hierarchical":
+        blocks = -(-at.length // model.hierarchical_block)
+        seen = 2 * model.hierarchical_block + max(blocks - 2, 0).bit_length() * model.hierarchical_slots
+        # Only products inside it are seen by ``selective``: of every chunk, its scores and sums.
+        return Stage(queries + keys + values + gives, tokens * heads * seen * c + gives, gradients)
+    if not at.gpu and model.qk_head_dim != model.value_head_dim:
+        # A CPU's fused kernel wants values as wide as keys; without it the scores are kept, and all in fp32.
+        scores, wide = tokens * masked * heads * FP32, FP32 // c
+        kept = wide * (queries + keys + values) + gives + scores
+        return Stage(kept=kept, results=scores + wide * gives, work=wide * gradients + 2 * scores)
     # Beside its output, one number a query and head; the mask is turned into numbers in every layer.
     kept = queries + keys + values + gives + tokens * heads * FP32 + tokens * masked * c
     return Stage(kept=kept, results=gives + tokens * heads * FP32, work=gradients)
@@ -167,9 +187,9 @@ def _dense(hidden: int, width: int, at: Setting) -> list[Stage]:
     up, down = product(hidden, 2 * width, tokens, at), product(width, hidden, tokens, at)
     weight, inside = 2 * hidden * width, tokens * width * c
     return [
-        up._replace(kept=weight * c + up.results, work=up.work + weight * FP32),
-        Stage(kept=2 * inside, work=5 * inside),
-        down,
+        up._replace(kept=weight * c + up.results, work=tokens * (hidden + 2 * width) * c + weight * (c + FP32)),
+        Stage(work=5 * inside),
+        down._replace(kept=down.kept + inside),
     ]
 
 
@@ -189,12 +209,12 @@ def _experts(model: ModelSpec, at: Setting) -> list[Stage]:
     up = Stage(
         kept=places * (hidden + 2 * width) * c + 2 * weight * c,
         results=places * 2 * width * c,
-        work=places * (hidden + 2 * width) * c + 2 * weight * (c + FP32 + (FP32 if at.half else 0)),
+        work=places * (hidden + 2 * width) * c + 2 * weight * (c + FP32),
         gradients=2 * weight * FP32,
     )
-    gated = Stage(kept=2 * places * width * c, work=5 * places * width * c)
+    gated = Stage(work=5 * places * width * c)
     down = Stage(
-        kept=places * hidden * c + (weight * c if at.casts else 0),
+        kept=places * (hidden + width) * c + (weight * c if at.casts else 0),
         results=places * hidden * c,
         work=places * (hidden + width) * c + weight * (c + (FP32 if at.half else 0)),
         gradients=weight * FP32,
