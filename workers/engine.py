@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from data.dataset import Batch
 from data.errors import MantaError
+from workers.activations import checkpointing
 from workers.mesh import Membership, Mesh
 from workers.model.decoder import Decoder, Objective, Output
 from workers.model.init import initial_value
@@ -91,7 +92,8 @@ class Engine:
         with torch.device("meta"):
             objective = Objective(training.label_smoothing, training.focal_gamma, training.compile)
             model = Decoder(spec.model, vocab_size, dtype, objective)
-        apply_recompute(model.all_blocks, training.activation_checkpointing)
+        modes = checkpointing(spec, mesh.device, dtype, gathered=mesh.workers is not None)
+        apply_recompute(model.all_blocks, modes)
         if training.compile:
             torch.compiler.config.recompile_limit = MOST_GRAPHS
             for block in model.all_blocks:
