@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from data.dataset import Batch
 from data.errors import MantaError
+from workers import timing
 from workers.activations import checkpointing
 from workers.mesh import Membership, Mesh
 from workers.model.decoder import Decoder, Objective, Output
@@ -116,6 +117,7 @@ class Engine:
         and changes nothing. Raises ``TrainingDiverged`` after more of these in a row than ``training.max_skipped_steps``.
         """
         sums, counts_LE = self._backward(micro_batches)
+        timing.enter("optimizer")
         gradients = local_gradients(self.model.parameters())
         extra = torch.tensor([float(signal)], dtype=torch.float64, device=self.mesh.device)
         agreed = self.mesh.sum(torch.cat([sums, squared_norm(gradients)[None], extra, counts_LE.flatten()])).cpu()

@@ -20,6 +20,7 @@ from workers.model.rope import rope_angles
 from workers.model.sight import Sight
 from workers.model.spec import ModelSpec
 from workers.muon import Matrices, Split
+from workers.timing import blocks_apart, mark
 
 
 class Objective(NamedTuple):
@@ -61,12 +62,14 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: torch.Tensor, angles: Angles, sight: Sight, valid_BT: torch.Tensor, noise: Noise | None
     ) -> tuple[torch.Tensor, Statistics | None]:
+        x_BTD = mark(x_BTD, "attention")
         x_BTD = x_BTD + dropped(self.attention(self.attention_norm(x_BTD), angles, sight), noise, 0)
+        x_BTD = mark(x_BTD, "experts")
         h_BTD = self.feed_forward_norm(x_BTD)
         if isinstance(self.feed_forward, SwiGLU):
-            return x_BTD + dropped(self.feed_forward(h_BTD), noise, 1), None
+            return mark(x_BTD + dropped(self.feed_forward(h_BTD), noise, 1), "rest"), None
         y_BTD, statistics = self.feed_forward(h_BTD, valid_BT)
-        return x_BTD + dropped(y_BTD, noise, 1), statistics
+        return mark(x_BTD + dropped(y_BTD, noise, 1), "rest"), statistics
 
 
 class Predictor(nn.Module):
@@ -152,13 +155,16 @@ class Decoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             noise = None if batch.noise is None else batch.noise.at(layer)
-            x_BTD, of_layer = block(x_BTD, angles, batch.sights[block.pattern], batch.valid_BT, noise)
+            with blocks_apart():
+                x_BTD, of_layer = block(x_BTD, angles, batch.sights[block.pattern], batch.valid_BT, noise)
             if of_layer is not None:
                 statistics.append(of_layer)
         return x_BTD, statistics
 
     def _loss(self, x_BTD: torch.Tensor, targets_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return linear_cross_entropy(x_BTD.flatten(0, 1), self._head, targets_BT.flatten(), **self.objective._asdict())
+        x_ND = mark(x_BTD, "loss").flatten(0, 1)
+        objective, ce = linear_cross_entropy(x_ND, self._head, targets_BT.flatten(), **self.objective._asdict())
+        return mark(objective, "rest"), ce
 
     def _further(self, x_BTD: torch.Tensor, batch: Input, statistics: list[Statistics]) -> tuple[torch.Tensor, torch.Tensor]:
         """Objective and plain cross-entropy of the predictors, the mean of them; their statistics join the others."""
@@ -175,7 +181,8 @@ class Decoder(nn.Module):
             embedded_BTD = F.embedding(tokens_BT, self.embedding).to(self.dtype)
             noise = None if batch.noise is None else batch.noise.at(len(self.blocks) + depth)
             sight = batch.sights[predictor.block.pattern]
-            x_BTD, y_BTD, of_layer = predictor(x_BTD, embedded_BTD, angles, sight, batch.valid_BT, noise)
+            with blocks_apart():
+                x_BTD, y_BTD, of_layer = predictor(x_BTD, embedded_BTD, angles, sight, batch.valid_BT, noise)
             if of_layer is not None:
                 statistics.append(of_layer)
             lowered, plain = self._loss(y_BTD, targets_BT)

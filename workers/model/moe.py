@@ -15,6 +15,7 @@ from workers.model.grouped import from_experts, grouped_mm, places, to_experts
 from workers.model.router import Routing, balance_loss, route, z_loss
 from workers.model.spec import ModelSpec
 from workers.muon import Split
+from workers.timing import mark
 
 
 class Statistics(NamedTuple):
@@ -47,16 +48,19 @@ class MoE(nn.Module):
         self.register_buffer("bias", torch.empty(E, dtype=torch.float32))
 
     def forward(self, x_BTD: torch.Tensor, valid_BT: torch.Tensor) -> tuple[torch.Tensor, Statistics]:
-        x_ND = x_BTD.flatten(0, 1)
+        x_ND = mark(x_BTD.flatten(0, 1), "router")
         logits_NE = self.logits(x_ND)
         routing = route(logits_NE, self.bias, self.spec)
+        statistics = self._statistics(logits_NE, routing, valid_BT)
+        x_ND = mark(x_ND, "dispatch")
         at = places(routing.chosen_NK, self.spec.n_routed_experts)
-        h = grouped_mm(to_experts(x_ND, at), halves(self.gate_up, x_ND.dtype), at.ends_E)
-        y = grouped_mm(gated(h), self.down.to(x_ND.dtype), at.ends_E)
+        rows = mark(to_experts(x_ND, at), "experts")
+        h = grouped_mm(rows, halves(self.gate_up, rows.dtype), at.ends_E)
+        y = mark(grouped_mm(gated(h), self.down.to(h.dtype), at.ends_E), "dispatch")
         y_ND = from_experts(y, routing.weight_NK, at)
         if self.shared is not None:
-            y_ND = y_ND + self.shared(x_ND)
-        return y_ND.view_as(x_BTD), self._statistics(logits_NE, routing, valid_BT)
+            y_ND = y_ND + self.shared(mark(x_ND, "experts"))
+        return y_ND.view_as(x_BTD), statistics
 
     def logits(self, x_ND: torch.Tensor) -> torch.Tensor:
         """[N, E] in fp32."""
