@@ -25,7 +25,7 @@ SAVED = frozenset(
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_scaled_dot_product_cudnn_attention",
         "aten::_scaled_dot_product_flash_attention_for_cpu",
-        "flash_attn::_flash_attn_varlen_forward",
+        *("flash_attn::_flash_attn_varlen_forward", "torch_attn::_varlen_attn"),
         "flex_attention",
         "_c10d_functional::all_to_all_single",
         # Few bytes, and slow to do again: a token's choice of experts and their order.
