@@ -21,6 +21,8 @@ from workers.checkpoint import CheckpointStore
 from workers.engine import Engine, TrainingDiverged
 from workers.loop import CheckpointMissing, Hooks, _Run, train
 from workers.mesh import Membership, Mesh, deal
+from workers.model.spec import ModelSpec
+from workers.optim import local
 from workers.spec import TrainSpec
 
 pytestmark = pytest.mark.gloo
@@ -39,6 +41,48 @@ def test_two_ranks_train_as_one(gloo_pool: GlooPool, micro_batches: int) -> None
         assert a == pytest.approx(b, rel=TOLERANCE)
     for name, value in state["model"].items():
         torch.testing.assert_close(value, expected["model"][name], rtol=1e-2, atol=2e-4)
+
+
+def changed(model: dict[str, Any], **training: Any) -> TrainSpec:
+    spec = tiny_spec(**training)
+    return spec.model_copy(update={"model": ModelSpec.model_validate({**spec.model.model_dump(), **model})})
+
+
+LATENT = {
+    "attention": "mla",
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
+BALANCED = {"router_aux_loss_coef": 0.01, "router_z_loss_coef": 0.001, "num_nextn_predict_layers": 1}
+ON_TWO_RANKS = {
+    "dropout": changed({"dropout": 0.2}),
+    "dropout, recomputed": changed({"dropout": 0.2}, activation_checkpointing="full"),
+    "muon": tiny_spec(optimizer="muon"),
+    "bf16 moments": tiny_spec(moments_dtype="bf16"),
+    "smoothed and focused": tiny_spec(label_smoothing=0.1, focal_gamma=1.0),
+    "latents, auxiliary losses, further tokens, a dense layer": changed({**LATENT, **BALANCED, "first_k_dense_replace": 1}),
+}
+
+
+@pytest.mark.parametrize("recipe", ON_TWO_RANKS)
+def test_every_recipe_trains_on_two_ranks_as_on_one(gloo_pool: GlooPool, recipe: str) -> None:
+    spec = ON_TWO_RANKS[recipe]
+    (two, _), (same, _) = gloo_pool.run(run_steps, spec, 0, 5, None, 3)
+    one, _ = run_steps(Membership(), spec, 0, 5, None, 3)
+    assert two == same
+    for a, b in zip(two, one, strict=True):
+        assert a == pytest.approx(b, rel=TOLERANCE)
+
+
+def test_fp16_on_two_ranks_stays_near_one(gloo_pool: GlooPool) -> None:
+    spec = tiny_spec(precision="fp16")
+    (two, state), _ = gloo_pool.run(run_steps, spec, 0, 6, None)
+    one, expected = run_steps(Membership(), spec, 0, 6, None)
+    assert [loss for loss, _ in two] == pytest.approx([loss for loss, _ in one], rel=5e-3)
+    assert state["recipe"] == expected["recipe"]
 
 
 def test_the_same_mesh_gives_the_same_bits(gloo_pool: GlooPool) -> None:
@@ -100,7 +144,32 @@ def diverge(member: Membership, spec: TrainSpec) -> str:
 
 
 def test_divergence_on_one_rank_stops_all_and_names_the_step(gloo_pool: GlooPool) -> None:
-    assert all(detail.startswith("step 2: the loss is nan") for detail in gloo_pool.run(diverge, tiny_spec(max_skipped_steps=0)))
+    assert all(
+        detail.startswith("step 2: the loss is nan") for detail in gloo_pool.run(diverge, tiny_spec(max_skipped_steps=0))
+    )
+
+
+def skip_where_rank_1_overflows(member: Membership, spec: TrainSpec) -> list[tuple[bool, float, int]]:
+    """One gradient on rank 1 is infinite in the second step: was each step applied, at what scale, after how many updates?"""
+    engine = Engine.build(spec, member, VOCAB)
+    seen = []
+    for step in range(3):
+        mine = deal(rows(step, 4), member.rank, member.world_size)
+        poison = float("inf") if (step, member.rank) == (1, 1) else 1.0
+        handle = engine.model.norm.register_full_backward_hook(lambda module, before, after, by=poison: (before[0] * by,))
+        result = engine.train_step(mine)
+        handle.remove()
+        seen.append((result.applied, engine.recipe.scale, engine.recipe.updates))
+    finite = all(bool(local(p).isfinite().all()) for p in engine.model.parameters())
+    engine.teardown()
+    assert finite
+    return seen
+
+
+@pytest.mark.parametrize(("precision", "scales"), [("fp16", [2.0**16, 2.0**15, 2.0**15]), ("bf16", [1.0, 1.0, 1.0])])
+def test_an_overflow_on_one_rank_skips_the_step_on_all(gloo_pool: GlooPool, precision: str, scales: list[float]) -> None:
+    expected = list(zip([True, False, True], scales, [1, 1, 2], strict=True))
+    assert gloo_pool.run(skip_where_rank_1_overflows, tiny_spec(precision=precision)) == [expected, expected]
 
 
 def test_train_on_two_ranks_dies_and_goes_on_exactly(gloo_pool: GlooPool, tiny_data: Path, tmp_path: Path) -> None:
