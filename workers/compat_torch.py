@@ -5,6 +5,7 @@ constructors ask the default group for the caller's rank. Elastic training forms
 again, so it must not depend on a group that only one job at a time can have.
 """
 
+import sys
 from datetime import timedelta
 
 import torch
@@ -39,3 +40,10 @@ def create_mesh(device_type: str, group: dist.ProcessGroup, name: str) -> Device
     mesh._dim_group_names = [group.group_name]
     mesh._pg_registry[group.group_name] = group
     return mesh
+
+
+def graphs_compiled() -> int:
+    """Graphs that torch.compile has made in this process, recompiled ones among them."""
+    # Imported by the first call of torch.compile, which is soon enough: it takes a second.
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])

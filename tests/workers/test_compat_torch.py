@@ -8,7 +8,7 @@ from torch import distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
-from workers.compat_torch import GROUP_NAME, create_group, create_mesh
+from workers.compat_torch import GROUP_NAME, create_group, create_mesh, graphs_compiled
 
 
 def test_the_private_names_are_still_there() -> None:
@@ -39,3 +39,13 @@ def test_a_mesh_knows_its_group_and_place() -> None:
     assert coordinate is not None
     assert (mesh.mesh_dim_names, mesh.shape, list(coordinate)) == (("workers",), (1,), [0])
     dist.destroy_process_group(group)
+
+
+def test_compiled_graphs_are_counted() -> None:
+    double = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
+    before = graphs_compiled()
+    seen = []
+    for size in (3, 3, 4):
+        double(torch.ones(size))
+        seen.append(graphs_compiled() - before)
+    assert seen == [1, 1, 2]
