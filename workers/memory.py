@@ -64,9 +64,9 @@ def memory(spec: TrainSpec, parameters: Parameters, micro_batches: int) -> Memor
         "optimizer": -(-_moments(spec, parameters) // spec.world_size),
         "gathered": _gathered(spec, parameters, micro_batches),
     }
-    whole = spec.world_size > 1 or micro_batches > 1
+    before = shard * FP32 if spec.world_size > 1 or micro_batches > 1 else None
     moments = [
-        *_micro_batch(spec, shard * FP32 if whole else None),
+        *_micro_batch(spec, before, whole=micro_batches == 1),
         (_update_bytes(spec, parameters), shard * FP32, "update"),
     ]
     rest, gradients, peak = max(moments, key=lambda moment: moment[0] + moment[1])
@@ -118,10 +118,11 @@ def _blocks(spec: TrainSpec) -> list[Block]:
     return [block(kinds.index(kind)) for kind in kinds]
 
 
-def _micro_batch(spec: TrainSpec, gradients: int | None) -> Iterator[tuple[int, int, Moment]]:
+def _micro_batch(spec: TrainSpec, gradients: int | None, *, whole: bool) -> Iterator[tuple[int, int, Moment]]:
     """(bytes beside parameters, moments and gradients; gradients) at each moment that may be the peak of a micro-batch.
 
-    ``gradients``: what those that were there before take, which these are added to; None: there were none.
+    ``gradients``: what those that were there before take, which these are added to; None: there were none. ``whole``: a block's
+    are held until its last, alone or to be shared out.
     """
     model, at, each = spec.model, _setting(spec), modes(spec)
     hidden, head = at.tokens * model.hidden_size, spec.tokenizer.vocab_size * model.hidden_size * FP32
@@ -147,7 +148,7 @@ def _micro_batch(spec: TrainSpec, gradients: int | None) -> Iterator[tuple[int, 
         for stage in reversed(block.stages):
             yield live + stage.work, had + new, "backward"
             live -= stage.kept
-            new += stage.gradients
+            new += stage.gradients if whole else 0
         had += new if gradients is None else 0
     # The embedding's gradient comes last.
     yield live + head + (hidden * FP32 if at.half else 0), had, "backward"

@@ -90,6 +90,14 @@ STEPS: dict[str, TrainSpec] = BLOCKS | {
     "larger, bf16, full": of(larger=True, precision="bf16", activation_checkpointing="full"),
 }
 
+# Few tokens: what counts is weights, their gradients and copies.
+HEAVY = {"hidden_size": 256, "intermediate_size": 1024, "first_k_dense_replace": 2, "moe_intermediate_size": 256}
+STEPS |= {
+    f"weights, {precision}, {rows} micro-batches": of(HEAVY, micro_batch_size=1, global_batch_size=rows, precision=precision)
+    for precision in ("fp32", "bf16")
+    for rows in (1, 2)
+}
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:

@@ -81,9 +81,14 @@ def product(inputs: int, outputs: int, tokens: int, at: Setting) -> Stage:
     return Stage(
         kept=weight * c if at.casts else 0,
         results=tokens * outputs * c,
-        work=tokens * (inputs + outputs) * c + weight * (FP32 + (c if at.half else 0)),
+        work=tokens * (inputs + outputs) * c + weight * _gradient_bytes(at),
         gradients=weight * FP32,
     )
+
+
+def _gradient_bytes(at: Setting) -> int:
+    """Of an element of a weight: in fp32, and in the compute type beside, which takes the place of the weight's own cast."""
+    return FP32 + (at.compute if at.half and not at.casts else 0)
 
 
 def sight_bytes(model: ModelSpec, at: Setting) -> int:
@@ -187,7 +192,7 @@ def _dense(hidden: int, width: int, at: Setting) -> list[Stage]:
     up, down = product(hidden, 2 * width, tokens, at), product(width, hidden, tokens, at)
     weight, inside = 2 * hidden * width, tokens * width * c
     return [
-        up._replace(kept=weight * c + up.results, work=tokens * (hidden + 2 * width) * c + weight * (c + FP32)),
+        up._replace(kept=weight * c + up.results, work=tokens * (hidden + 2 * width) * c + weight * FP32),
         Stage(work=5 * inside),
         down._replace(kept=down.kept + inside),
     ]
@@ -209,14 +214,14 @@ def _experts(model: ModelSpec, at: Setting) -> list[Stage]:
     up = Stage(
         kept=places * (hidden + 2 * width) * c + 2 * weight * c,
         results=places * 2 * width * c,
-        work=places * (hidden + 2 * width) * c + 2 * weight * (c + FP32),
+        work=places * (hidden + 2 * width) * c + 2 * weight * FP32,
         gradients=2 * weight * FP32,
     )
     gated = Stage(work=5 * places * width * c)
     down = Stage(
         kept=places * (hidden + width) * c + (weight * c if at.casts else 0),
         results=places * hidden * c,
-        work=places * (hidden + width) * c + weight * (c + (FP32 if at.half else 0)),
+        work=places * (hidden + width) * c + weight * _gradient_bytes(at),
         gradients=weight * FP32,
     )
     combine = Stage(work=places * hidden * (2 * FP32 + (c if at.half else 0)) + tokens * hidden * c)
