@@ -25,7 +25,8 @@ class Noise(NamedTuple):
         """For rows of ``length`` tokens; ``samples_B`` are their numbers in the run."""
         device = samples_B.device
         keys_BT = _keys(seed, samples_B[:, None], torch.arange(length, device=device))
-        return cls(keys_BT, torch.tensor(rate, dtype=torch.float32, device=device))
+        # Filled on the device: copied there, it would be waited for.
+        return cls(keys_BT, torch.full((), rate, dtype=torch.float32, device=device))
 
     def at(self, layer: int) -> "Noise":
         return self._replace(keys_BT=_keys(self.keys_BT, layer))

@@ -13,7 +13,7 @@ from workers.model.spec import ModelSpec, YarnSpec
 def rope_angles(positions_BT: torch.Tensor, spec: ModelSpec, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines, each [B, T, 1, r/2], of the positions' rotations; computed in fp32 and given in ``dtype``."""
     frequencies, length = rope_frequencies(spec)
-    angles = positions_BT[..., None, None].float() * frequencies.to(positions_BT.device)
+    angles = positions_BT[..., None, None].float() * frequencies.to(positions_BT.device, non_blocking=True)
     return (angles.cos() * length).to(dtype), (angles.sin() * length).to(dtype)
 
 

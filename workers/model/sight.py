@@ -75,11 +75,7 @@ def document_sight(ids_BT: torch.Tensor, device: torch.device, dtype: torch.dtyp
     """All of a document's past, or the ``window`` nearest tokens, in the form that the device's best kernel reads."""
     T = ids_BT.shape[1]
     if device.type == "cuda" and dtype != torch.float32:
-        first = torch.ones_like(ids_BT, dtype=torch.bool)
-        first[:, 1:] = ids_BT[:, 1:] != ids_BT[:, :-1]
-        starts = first.flatten().nonzero().flatten()
-        starts = F.pad(starts, (0, 2 ** len(starts).bit_length() - len(starts)), value=first.numel())
-        return Packed(starts.to(torch.int32).to(device, non_blocking=True), T, window)
+        return packed(ids_BT, device, window)
     if window is not None and 2 * window < T:
         return _windows(ids_BT, window, window, window, device)
     if window is None and bool(((ids_BT == ids_BT[:, :1]) | (ids_BT < 0)).all()):
@@ -87,6 +83,15 @@ def document_sight(ids_BT: torch.Tensor, device: torch.device, dtype: torch.dtyp
     ids_BT = ids_BT.to(device, non_blocking=True)
     mask_BTT = (ids_BT[:, :, None] == ids_BT[:, None, :]).tril()
     return Masked(mask_BTT if window is None else mask_BTT.triu(1 - window))
+
+
+def packed(ids_BT: torch.Tensor, device: torch.device, window: int | None) -> Packed:
+    """``ids_BT`` is in host memory."""
+    first = torch.ones_like(ids_BT, dtype=torch.bool)
+    first[:, 1:] = ids_BT[:, 1:] != ids_BT[:, :-1]
+    starts = first.flatten().nonzero().flatten()
+    starts = F.pad(starts, (0, 2 ** len(starts).bit_length() - len(starts)), value=first.numel())
+    return Packed(starts.to(torch.int32).to(device, non_blocking=True), ids_BT.shape[1], window)
 
 
 def _windows(ids_BT: torch.Tensor, block: int, back: int, window: int | None, device: torch.device) -> Windows:
@@ -158,10 +163,12 @@ def _windowed(
 
 
 def _packed(q_BTHd: torch.Tensor, k_BTGd: torch.Tensor, v_BTGe: torch.Tensor, sight: Packed, scale: float) -> torch.Tensor:
-    e = v_BTGe.shape[-1]
-    # The kernels want values as wide as keys; latent attention's are narrower.
-    v_BTGe = F.pad(v_BTGe, (0, q_BTHd.shape[-1] - e))
-    q, k, v = (x.flatten(0, 1) for x in (q_BTHd, k_BTGd, v_BTGe))
+    d, e = q_BTHd.shape[-1], v_BTGe.shape[-1]
+    # The kernels want values as wide as keys, and that a multiple of 8. Zeros add nothing to a product.
+    size = -(-max(d, e) // 8) * 8
+    q, k, v = (
+        (x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))).flatten(0, 1) for x in (q_BTHd, k_BTGd, v_BTGe)
+    )
     window = (-1 if sight.window is None else sight.window - 1, 0)
     starts, longest = sight.starts, sight.longest
     if (flash := flash_attention()) is not None:

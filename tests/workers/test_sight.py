@@ -1,0 +1,81 @@
+"""The form of attention that a GPU's variable-length kernels read, with a naive kernel in their place: the same as a mask."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.model import sight
+from workers.model.sight import Masked, Packed, attend, document_sight, packed
+
+CPU = torch.device("cpu")
+T = 24
+
+
+def naive_kernel(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, _: Any, **options: Any
+) -> torch.Tensor:
+    """What flash-attn's ``flash_attn_varlen_func`` promises, one document at a time."""
+    assert q.shape[-1] == k.shape[-1] == v.shape[-1]
+    assert q.shape[-1] % 8 == 0
+    assert options["causal"]
+    left, right = options["window_size"]
+    assert right == 0
+    borders = starts.tolist()
+    assert max(b - a for a, b in pairwise(borders)) <= options["max_seqlen_q"] == options["max_seqlen_k"]
+    y = torch.full_like(q, float("nan"))
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    for a, b in pairwise(borders):
+        distance = torch.arange(b - a)[:, None] - torch.arange(b - a)
+        hidden = (distance < 0) | ((distance > left) if left >= 0 else torch.zeros_like(distance, dtype=torch.bool))
+        scores = torch.einsum("thd,shd->hts", q[a:b], k[a:b]) * options["softmax_scale"]
+        y[a:b] = torch.einsum("hts,shd->thd", scores.masked_fill(hidden, float("-inf")).softmax(-1), v[a:b])
+    return y
+
+
+def heads(rows: int, count: int, size: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, T, count, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("d", "e"), [(8, 8), (12, 12), (24, 16), (6, 8), (8, 20)], ids=str)
+@pytest.mark.parametrize("window", [None, 1, 5])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_packed_sight_is_a_mask(monkeypatch: pytest.MonkeyPatch, d: int, e: int, window: int | None, groups: int) -> None:
+    monkeypatch.setattr(sight, "flash_attention", lambda: naive_kernel)
+    ids_BT = torch.tensor([[0] * 7 + [1] * 12 + [2] * 5, [0] * 20 + [-1] * 4])
+    q, k, v = heads(2, 4, d, 0), heads(2, groups, d, 1), heads(2, groups, e, 2)
+    y = attend(q, k, v, packed(ids_BT, CPU, window), 0.3)
+    mask = (ids_BT[:, :, None] == ids_BT[:, None, :]).tril()
+    expected = attend(q, k, v, Masked(mask if window is None else mask.triu(1 - window)), 0.3)
+    assert y.shape == (2, T, 4, e)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=T, max_size=T).map(sorted), min_size=1, max_size=3))
+def test_starts_are_those_of_the_documents_and_of_the_rows(ids: list[list[int]]) -> None:
+    seen = packed(torch.tensor(ids), CPU, None)
+    flat = [(row, number) for row, numbers in enumerate(ids) for number in numbers]
+    expected = [at for at in range(len(flat)) if at == 0 or flat[at] != flat[at - 1]]
+    starts = seen.starts.tolist()
+    assert starts[: len(expected)] == expected
+    assert set(starts[len(expected) :]) == {len(flat)}, "the total closes the last document"
+    assert len(starts) & (len(starts) - 1) == 0, "few shapes"
+    assert seen.starts.dtype == torch.int32
+    assert seen.longest == T
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "kind"),
+    [("cpu", torch.bfloat16, Masked), ("cuda", torch.float32, Masked), ("cuda", torch.bfloat16, Packed)],
+    ids=str,
+)
+def test_only_half_precision_on_a_gpu_is_packed(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, kind: type
+) -> None:
+    # Nothing is there to copy to.
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
+    assert isinstance(document_sight(torch.tensor([[0, 0, 1, 1]]), torch.device(device), dtype), kind)
