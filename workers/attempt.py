@@ -108,6 +108,8 @@ class Summary(BaseModel):
     """The same model, every token seeing itself alone."""
     tokens_per_second: float
     mfu: float | None
+    step_parts: dict[str, float] = {}
+    """Seconds of the last step that was timed, by part, and of the wait for its data; empty if none was."""
     checkpoint: str
     samples: list[str]
     seconds: float

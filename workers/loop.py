@@ -20,6 +20,7 @@ from data.steps import StepOrder
 from data.tokenizer import Tokenizer
 from workers.attempt import Desired, Phase, Summary
 from workers.checkpoint import CheckpointInfo, CheckpointStore
+from workers.compat_torch import graphs_compiled
 from workers.engine import Engine, StepResult
 from workers.evaluate import counting_losses, held_out_loss
 from workers.flops import peak_flops
@@ -30,6 +31,7 @@ from workers.mesh import Membership, deal
 from workers.model.count import flops_per_token
 from workers.reporter import Reports
 from workers.spec import TrainSpec
+from workers.timing import Part, StepTimer, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ class _Run:
         self.tokens_before = self.order.curriculum.tokens_before
         self.train_loss = float("nan")
         self.trained_tokens, self.trained_seconds = 0, 0.0
+        self.step_parts: dict[str, float] = {}
         flops = flops_per_token(spec.model, tokenizer.vocab_size, spec.data_pipeline.row_length)
         peak = peak_flops(spec, engine.mesh.device)
         self.mfu_per_rate = None if peak is None else flops / (peak * membership.world_size)
@@ -123,11 +126,12 @@ class _Run:
         batches_of_the_run = prefetch(self.micro_batches, range(engine.step, self.total_steps))
         with collected_together(), closing(batches_of_the_run) as batches:
             clock = time.perf_counter()
-            for batch in batches:
+            waited = Waiting(batches)
+            for batch in waited:
                 self.hooks.on_step(engine.step + 1)
-                result = engine.train_step(batch, signal=self.wanted())
+                result, parts = self.take_step(batch)
                 last, clock = clock, time.perf_counter()
-                self.report_step(result, clock - last)
+                self.report_step(result, clock - last, waited.seconds, parts)
                 self.checkpoints.poll()
                 after_step(engine.step)
                 done = engine.step == self.total_steps
@@ -147,6 +151,15 @@ class _Run:
         if self.membership.rank == 0:
             self.reporter.result(summary)
         return Outcome("succeeded", summary, engine.step)
+
+    def take_step(self, batch: list[Batch | None]) -> tuple[StepResult, dict[Part, float]]:
+        """And its seconds by part, if it is one that is timed."""
+        interval = self.spec.monitoring.timing_interval
+        if interval is None or (self.engine.step + 1) % interval:
+            return self.engine.train_step(batch, signal=self.wanted()), {}
+        with StepTimer(self.engine.mesh.device) as timer:
+            result = self.engine.train_step(batch, signal=self.wanted())
+        return result, timer.seconds()
 
     def evaluate(self) -> None:
         loss = held_out_loss(self.engine, self.dataset)
@@ -223,9 +236,9 @@ class _Run:
             return CANCEL
         return PAUSE if self.reporter.desired is Desired.PAUSED else GO
 
-    def report_step(self, result: StepResult, seconds: float) -> None:
+    def report_step(self, result: StepResult, seconds: float, waited: float, parts: dict[Part, float]) -> None:
         """``seconds``: from the end of the step before to the end of this one, all but evaluation. The wait for data, reports
-        and the copy for a checkpoint count, so the figures are what the run really makes."""
+        and the copy for a checkpoint count, so the figures are what the run really makes. ``waited`` of them for data."""
         step = self.engine.step
         self.reporter.heartbeat(step)
         self.train_loss = result.loss if math.isfinite(result.loss) else self.train_loss
@@ -237,7 +250,9 @@ class _Run:
             return
         if not result.applied:
             self.report_skipped(result)
-        if step % self.spec.monitoring.log_interval == 0 or step == self.total_steps:
+        if parts:
+            self.step_parts = {**parts, "data_wait": waited}
+        if parts or step % self.spec.monitoring.log_interval == 0 or step == self.total_steps:
             rate = step_tokens / seconds
             log.info("step %d of %d: loss %.4f, %.0f tokens/s", step, self.total_steps, result.loss, rate)
             self.report(
@@ -248,6 +263,9 @@ class _Run:
                     "tokens": float(tokens),
                     "tokens_per_second": rate,
                     "step_seconds": seconds,
+                    "data_wait_seconds": waited,
+                    **{f"seconds_{part}": value for part, value in parts.items()},
+                    **({"compiled_graphs": float(graphs_compiled())} if self.spec.training.compile else {}),
                     **({} if self.mfu_per_rate is None else {"mfu": rate * self.mfu_per_rate}),
                     **self.recipe_metrics(result),
                 }
@@ -297,6 +315,7 @@ class _Run:
             one_token_context_loss=held_out_loss(self.engine, self.dataset, one_token_context=True),
             tokens_per_second=rate,
             mfu=None if self.mfu_per_rate is None else rate * self.mfu_per_rate,
+            step_parts=self.step_parts,
             checkpoint=str(newest),
             samples=sample_texts(self.engine, self.dataset, self.tokenizer),
             seconds=time.monotonic() - started,

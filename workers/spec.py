@@ -203,6 +203,9 @@ class ElasticSpec(Spec):
 class MonitoringSpec(Spec):
     log_interval: int = Field(default=1, ge=1)
     """Optimizer steps between metric reports."""
+    timing_interval: int | None = Field(default=50, ge=1)
+    """Optimizer steps between those that are timed by part (attention, experts, ...); None times none. Where ``compile`` is on,
+    the blocks of a timed step run uncompiled, and it takes longer."""
     peak_tflops: float | Auto = "auto"
     """Peak of one device, for MFU; ``auto`` knows common GPUs and measures a CPU's matrix rate at start."""
 

@@ -248,9 +248,18 @@ def result_table(result: dict[str, Any]) -> RenderableType:
     if result.get("tokens_per_second") is not None:
         mfu = f"MFU {result['mfu']:.1%}" if result.get("mfu") is not None else ""
         grid.add_row("tokens/s", count(round(result["tokens_per_second"])), mfu)
+    if parts := result.get("step_parts"):
+        grid.add_row("a step", duration(sum(parts.values())), step_parts(parts))
     if result.get("steps") is not None:
         grid.add_row("steps", count(result["steps"]), f"{count(result.get('tokens', 0))} tokens")
     return grid
+
+
+def step_parts(seconds: dict[str, float]) -> str:
+    """``attention 31%, experts 40%, ...``: shares of a step, the largest first."""
+    whole = sum(seconds.values()) or 1.0
+    ranked = sorted(seconds.items(), key=lambda part: -part[1])
+    return ", ".join(f"{name.replace('_', ' ')} {value / whole:.1%}" for name, value in ranked)
 
 
 def samples(result: dict[str, Any], most: int = 3) -> RenderableType:

@@ -18,6 +18,7 @@ SUMMARY: dict[str, Any] = {
     "one_token_context_loss": 5.6,
     "tokens_per_second": 8123.4,
     "mfu": 0.123,
+    "step_parts": {"attention": 0.5, "experts": 0.75, "data_wait": 0.0},
     "checkpoint": "/home/ada/checkpoints/step-00000080",
     "samples": ["def run(self):\n    return", "The value of"],
     "seconds": 81.0,
@@ -146,6 +147,7 @@ def test_the_job_page_holds_everything_about_a_job(
         "5.0 MiB",
         "20.0% below",
         "MFU 12.3%",
+        "experts 60.0%, attention 40.0%, data wait 0.0%",
         "» def run(self): return",
     ):
         assert part in page

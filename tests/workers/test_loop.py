@@ -16,6 +16,7 @@ from workers.checkpoint import CheckpointStore
 from workers.engine import Engine, StepResult
 from workers.loop import Hooks, prefetch
 from workers.mesh import Membership
+from workers.timing import PARTS
 
 ALONE = Membership()
 
@@ -157,3 +158,21 @@ def test_prefetch_keeps_order_and_passes_errors_on() -> None:
     assert [next(items), next(items)] == [0, 1]
     with pytest.raises(ValueError, match="row 2"):
         next(items)
+
+
+def test_steps_are_timed_by_part_and_their_losses_are_the_same(tiny_data: Path, tmp_path: Path) -> None:
+    def run(interval: int | None) -> Recorder:
+        spec = tiny_spec()
+        spec = spec.model_copy(update={"monitoring": spec.monitoring.model_copy(update={"timing_interval": interval})})
+        return run_training(ALONE, spec, tiny_data, tmp_path / str(interval))[1]
+
+    timed, plain = run(4), run(None)
+    assert timed.losses == plain.losses
+    assert (list(timed.parts), plain.parts) == ([4], {})
+    assert set(timed.parts[4]) == {f"seconds_{part}" for part in PARTS}
+    # What is not in the step itself is reports and the wait for data.
+    assert 0 < sum(timed.parts[4].values()) <= timed.seconds[4]
+    assert timed.summary is not None
+    assert plain.summary is not None
+    assert set(timed.summary.step_parts) == {*PARTS, "data_wait"}
+    assert plain.summary.step_parts == {}

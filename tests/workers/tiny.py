@@ -87,6 +87,8 @@ class Recorder(NullReporter):
     held_out: dict[int, float] = field(default_factory=dict)
     beats: list[int] = field(default_factory=list)
     seconds: dict[int, float] = field(default_factory=dict)
+    parts: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Of timed steps, the figures of their parts and of the wait for data."""
     loaded: list[int] = field(default_factory=list)
     """Steps of the checkpoints that it was told of."""
     summary: Summary | None = None
@@ -100,6 +102,9 @@ class Recorder(NullReporter):
         if "loss" in values:
             self.losses[step] = values["loss"]
             self.seconds[step] = values["step_seconds"]
+            assert values["data_wait_seconds"] >= 0
+            if parts := {name: value for name, value in values.items() if name.startswith("seconds_")}:
+                self.parts[step] = parts
         if "eval_loss" in values:
             self.held_out[step] = values["eval_loss"]
 
