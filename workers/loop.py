@@ -251,7 +251,7 @@ class _Run:
         if not result.applied:
             self.report_skipped(result)
         if parts:
-            self.step_parts = {**parts, "data_wait": waited}
+            self.step_parts = {str(part): value for part, value in parts.items()} | {"data_wait": waited}
         if parts or step % self.spec.monitoring.log_interval == 0 or step == self.total_steps:
             rate = step_tokens / seconds
             log.info("step %d of %d: loss %.4f, %.0f tokens/s", step, self.total_steps, result.loss, rate)
