@@ -34,6 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "two shared experts": {"n_shared_experts": 2},
     "tied": {"tie_word_embeddings": True},
     "further tokens": {"num_nextn_predict_layers": 2},
+    "further tokens, dense": {"num_nextn_predict_layers": 1, "n_routed_experts": 0},
     "further tokens, latent, tied": MLA | {"num_nextn_predict_layers": 1, "tie_word_embeddings": True, "q_lora_rank": 8},
     "windows": {"attention_pattern": "layered", "sliding_window": 8},
 }

@@ -155,7 +155,7 @@ def _latent_attention(model: ModelSpec, layer: int, at: Setting) -> list[Stage]:
     up = product(latent, heads * (model.qk_nope_head_dim + model.v_head_dim), tokens, at)
     copied = model.v_head_dim != model.qk_head_dim or _masked_keys(model, layer, at) not in (0, at.length)
     parts.append(up if copied else up._replace(kept=up.kept + up.results))
-    values = tokens * heads * c * (model.qk_head_dim if at.packed else model.v_head_dim) if copied else 0
+    values = tokens * heads * c * _value_size(model) if copied else 0
     attend = _attend(model, layer, at, keys=tokens * queries * c, values=values)
     # A memory's keys and values go the same way once more, for gradients of the weights alone.
     again = Stage(kept=beside + norm.kept + up.kept, results=down.results + up.results)
@@ -163,10 +163,15 @@ def _latent_attention(model: ModelSpec, layer: int, at: Setting) -> list[Stage]:
     return [*parts, *past, attend, product(heads * model.v_head_dim, hidden, tokens, at)]
 
 
+def _value_size(model: ModelSpec) -> int:
+    """Of a head, as the kernels want it: at least as wide as its key."""
+    return max(model.qk_head_dim, model.value_head_dim)
+
+
 def _attend(model: ModelSpec, layer: int, at: Setting, keys: int, values: int) -> Stage:
     """``keys`` and ``values``: what is copied of them, in bytes, without windows."""
     c, tokens, heads, masked = at.compute, at.tokens, model.heads(layer), _masked_keys(model, layer, at)
-    queries, gives = tokens * heads * model.qk_head_dim * c, tokens * heads * model.value_head_dim * c
+    queries, gives = tokens * heads * model.qk_head_dim * c, tokens * heads * _value_size(model) * c
     if masked not in (0, at.length):
         block = model.segment_length or model.sliding_window
         keys, values = keys * masked // block, values * masked // block
@@ -176,13 +181,10 @@ def _attend(model: ModelSpec, layer: int, at: Setting, keys: int, values: int) -
         seen = 2 * model.hierarchical_block + max(blocks - 2, 0).bit_length() * model.hierarchical_slots
         # Only products inside it are seen by ``selective``: of every chunk, its scores and sums.
         return Stage(queries + keys + values + gives, tokens * heads * seen * c + gives, gradients)
-    if not at.gpu and model.qk_head_dim != model.value_head_dim:
-        # A CPU's fused kernel wants values as wide as keys; without it the scores are kept, and all in fp32.
-        scores, wide = tokens * masked * heads * FP32, FP32 // c
-        kept = wide * (queries + keys + values) + gives + scores
-        return Stage(kept=kept, results=scores + wide * gives, work=wide * gradients + 2 * scores)
+    # Of padded values the output is cut to size, which is a copy.
+    cut = tokens * heads * model.value_head_dim * c if model.value_head_dim < model.qk_head_dim else 0
     # Beside its output, one number a query and head; the mask is turned into numbers in every layer.
-    kept = queries + keys + values + gives + tokens * heads * FP32 + tokens * masked * c
+    kept = queries + keys + values + gives + cut + tokens * heads * FP32 + tokens * masked * c
     return Stage(kept=kept, results=gives + tokens * heads * FP32, work=gradients)
 
 

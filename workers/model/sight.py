@@ -135,6 +135,11 @@ def attend(
 def _masked(
     q_BTHd: torch.Tensor, k_BSGd: torch.Tensor, v_BSGe: torch.Tensor, mask_BTS: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
+    e = v_BSGe.shape[-1]
+    narrower = q_BTHd.shape[-1] - e
+    if narrower > 0 and not q_BTHd.is_cuda:
+        # A CPU's fused kernel wants values as wide as keys; without it every score would be kept.
+        v_BSGe = F.pad(v_BSGe, (0, narrower))
     q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BSGd, v_BSGe))
     if q.is_cuda and k.shape[1] != q.shape[1]:
         # With a mask and grouped heads only SDPA's slowest kernel is left on CUDA; expanded heads keep the efficient one.
@@ -142,7 +147,7 @@ def _masked(
     mask = None if mask_BTS is None else mask_BTS[:, None]
     grouped = k.shape[1] != q.shape[1]
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
-    return y.transpose(1, 2)
+    return y.transpose(1, 2)[..., :e]
 
 
 def _windowed(
