@@ -56,7 +56,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.attention = make_attention(spec, layer)
         self.feed_forward_norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
-        dense = layer < spec.dense_layers
+        dense = layer < spec.dense_layers or not spec.n_routed_experts
         self.feed_forward: SwiGLU | MoE = SwiGLU(spec.hidden_size, spec.intermediate_size) if dense else MoE(spec)
 
     def forward(
