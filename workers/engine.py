@@ -152,9 +152,10 @@ class Engine:
         scale = self._nominal_weight * self.recipe.scale
         for i, batch in enumerate(micro_batches):
             if isinstance(self.model, FSDPModule):
-                last = i == len(micro_batches) - 1
+                # Gradients of a small model are summed over ranks once a step; of a large one no rank could hold the whole.
+                last = i == len(micro_batches) - 1 or not self.keeps_gathered
                 self.model.set_requires_gradient_sync(last)
-                self.model.set_reshard_after_backward(last or not self.keeps_gathered)
+                self.model.set_reshard_after_backward(last)
             inputs = self.inputs(batch)
             output: Output = self.model(inputs)
             (output.objective * scale).backward()

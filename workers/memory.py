@@ -227,6 +227,8 @@ def _gathered(spec: TrainSpec, parameters: Parameters, micro_batches: int) -> in
     outside = parameters.by_part["embedding"] + parameters.by_part["head"]
     layers = spec.model.num_hidden_layers + spec.model.num_nextn_predict_layers
     layer = (parameters.total - outside) // layers * compute_bytes(spec)
+    if whole <= KEEP_GATHERED_BYTES:
+        # Gradients are summed over workers after the last micro-batch; until then each holds all of its own.
+        return whole + (parameters.total * FP32 if micro_batches > 1 else 0)
     # Larger models hold the layer in use and the next one; the root's embedding and head stay.
-    gathered = whole if whole <= KEEP_GATHERED_BYTES else outside * compute_bytes(spec) + 2 * layer
-    return gathered + (parameters.total * FP32 if micro_batches > 1 else 0)
+    return outside * compute_bytes(spec) + 2 * layer

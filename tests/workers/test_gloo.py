@@ -85,6 +85,22 @@ def test_fp16_on_two_ranks_stays_near_one(gloo_pool: GlooPool) -> None:
     assert state["recipe"] == expected["recipe"]
 
 
+def as_a_large_model(member: Membership, spec: TrainSpec) -> list[tuple[float, float]]:
+    """Gathered block by block, and gradients summed over the ranks after every micro-batch."""
+    engine = Engine.build(spec, member, VOCAB)
+    engine.keeps_gathered = False
+    figures = steps(engine, 0, 4)
+    engine.teardown()
+    return figures
+
+
+def test_a_model_too_large_to_gather_trains_as_one_that_is_not(gloo_pool: GlooPool) -> None:
+    spec = tiny_spec()
+    straight, _ = run_steps(Membership(), spec, 0, 4, None)
+    for a, b in zip(gloo_pool.run(as_a_large_model, spec)[0], straight, strict=True):
+        assert a == pytest.approx(b, rel=TOLERANCE)
+
+
 def test_the_same_mesh_gives_the_same_bits(gloo_pool: GlooPool) -> None:
     assert gloo_pool.run(run_steps, tiny_spec(), 0, 4, None)[0][0] == gloo_pool.run(run_steps, tiny_spec(), 0, 4, None)[0][0]
 
