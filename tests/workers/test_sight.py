@@ -1,5 +1,6 @@
 """The form of attention that a GPU's variable-length kernels read, with a naive kernel in their place: the same as a mask."""
 
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from workers.model import sight
-from workers.model.sight import Masked, Packed, attend, document_sight, packed
+from workers.model.sight import Masked, Packed, attend, document_sight, flash_attention, packed
 
 CPU = torch.device("cpu")
 T = 24
@@ -79,3 +81,17 @@ def test_only_half_precision_on_a_gpu_is_packed(
     # Nothing is there to copy to.
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
     assert isinstance(document_sight(torch.tensor([[0, 0, 1, 1]]), torch.device(device), dtype), kind)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_torchs_own_kernel_compiles_into_one_graph(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    """Where flash-attn is not installed. The kernel runs on a GPU only; what it is called with is looked at by its fake."""
+    monkeypatch.setattr(sight, "flash_attention", flash_attention.__wrapped__)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    seen = packed(torch.tensor([[0] * 7 + [1] * 17]), CPU, window)
+    assert seen.flash is None
+    with FakeTensorMode() as fake:
+        q, k, v = (fake.from_tensor(heads(1, count, 12, 0)) for count in (4, 2, 2))
+        seen = seen._replace(starts=fake.from_tensor(seen.starts))
+        y = torch.compile(attend, backend="eager", fullgraph=True)(q, k, v, seen, 0.3)
+    assert y.shape == (1, T, 4, 12)

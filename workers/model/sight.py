@@ -33,6 +33,8 @@ class Packed(NamedTuple):
     """A bound on a document's tokens."""
     window: int | None
     """Tokens that a query sees, its own among them; None: all of the past."""
+    flash: Callable[..., torch.Tensor] | None
+    """flash-attn's kernel; None: torch's own. Looked for here, since torch.compile ends a graph at an import that fails."""
 
 
 class Windows(NamedTuple):
@@ -91,7 +93,7 @@ def packed(ids_BT: torch.Tensor, device: torch.device, window: int | None) -> Pa
     first[:, 1:] = ids_BT[:, 1:] != ids_BT[:, :-1]
     starts = first.flatten().nonzero().flatten()
     starts = F.pad(starts, (0, 2 ** len(starts).bit_length() - len(starts)), value=first.numel())
-    return Packed(starts.to(torch.int32).to(device, non_blocking=True), ids_BT.shape[1], window)
+    return Packed(starts.to(torch.int32).to(device, non_blocking=True), ids_BT.shape[1], window, flash_attention())
 
 
 def _windows(ids_BT: torch.Tensor, block: int, back: int, window: int | None, device: torch.device) -> Windows:
@@ -176,9 +178,9 @@ def _packed(q_BTHd: torch.Tensor, k_BTGd: torch.Tensor, v_BTGe: torch.Tensor, si
     )
     window = (-1 if sight.window is None else sight.window - 1, 0)
     starts, longest = sight.starts, sight.longest
-    if (flash := flash_attention()) is not None:
+    if sight.flash is not None:
         options = {"softmax_scale": scale, "causal": True, "window_size": window}
-        y = flash(q, k, v, starts, starts, max_seqlen_q=longest, max_seqlen_k=longest, **options)
+        y = sight.flash(q, k, v, starts, starts, max_seqlen_q=longest, max_seqlen_k=longest, **options)
     else:
         from torch.nn.attention.varlen import varlen_attn
 
