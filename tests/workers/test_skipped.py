@@ -148,7 +148,7 @@ class Listener(Recorder):
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         # What takes time, or is made of it, differs from run to run.
-        same = {key: value for key, value in values.items() if key not in ("step_seconds", "tokens_per_second", "mfu")}
+        same = {key: value for key, value in values.items() if "second" not in key and key != "mfu"}
         self.seen.setdefault(step, {}).update(same)
         super().metrics(step, values)
 
@@ -245,13 +245,8 @@ def test_adaptive_dropout_goes_on_exactly(tiny_data: Path, tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     "recipe",
-    [
-        {"optimizer": "muon"},
-        {"moments_dtype": "bf16"},
-        {"final_betas": (0.8, 0.9)},
-        {"optimizer": "muon", "moments_dtype": "bf16"},
-    ],
-    ids=["muon", "bf16 moments", "moving betas", "muon in bf16"],
+    [{"final_betas": (0.8, 0.9)}, {"optimizer": "muon", "moments_dtype": "bf16"}],
+    ids=["moving betas", "muon, adamw, all in bf16"],
 )
 def test_every_optimizer_goes_on_exactly(tiny_data: Path, tmp_path: Path, recipe: dict[str, Any]) -> None:
     spec = tiny_spec(**recipe)
