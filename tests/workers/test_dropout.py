@@ -40,7 +40,7 @@ def test_the_rate_is_dropped_and_the_rest_scaled_to_the_same_mean(rate: float, d
     share = (y_BTD == 0).double().mean().item()
     assert share == pytest.approx(rate, abs=5 * math.sqrt(rate * (1 - rate) / x_BTD.numel()))
     values = y_BTD.double().unique()
-    assert values.tolist() == [0.0, pytest.approx(1 / (1 - rate), rel=torch.finfo(dtype).eps)]
+    assert values.tolist() == [0.0, pytest.approx(1 / (1 - rate), rel=torch.finfo(dtype).eps / 2)]
 
 
 def test_each_row_position_and_channel_is_dropped_as_often() -> None:
