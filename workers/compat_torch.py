@@ -47,3 +47,11 @@ def graphs_compiled() -> int:
     # Imported by the first call of torch.compile, which is soon enough: it takes a second.
     dynamo = sys.modules.get("torch._dynamo.utils")
     return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
+
+
+def flash_attention_on_cpu(
+    q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What SDPA runs for causal attention on a CPU: its result [B, H, T, d], and the logarithm of each query's sum [B, H, T] in
+    fp32, which SDPA itself keeps for its backward pass."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_BHTd, k_BGTd, v_BGTd, 0.0, True, scale=scale)
