@@ -50,8 +50,12 @@ def graphs_compiled() -> int:
 
 
 def flash_attention_on_cpu(
-    q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor, scale: float
+    q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor, mask_BTT: torch.Tensor | None, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What SDPA runs for causal attention on a CPU: its result [B, H, T, d], and the logarithm of each query's sum [B, H, T] in
-    fp32, which SDPA itself keeps for its backward pass."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_BHTd, k_BGTd, v_BGTd, 0.0, True, scale=scale)
+    """What SDPA runs on a CPU, with a mask or causal: its result [B, H, T, d], and the logarithm of each query's sum [B, H, T]
+    in fp32, which SDPA itself keeps for its backward pass."""
+    added = None
+    if mask_BTT is not None:
+        added = torch.zeros_like(mask_BTT, dtype=q_BHTd.dtype).masked_fill(~mask_BTT, float("-inf"))[:, None]
+    run = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return run(q_BHTd, k_BGTd, v_BGTd, 0.0, mask_BTT is None, attn_mask=added, scale=scale)

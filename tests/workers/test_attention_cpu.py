@@ -19,16 +19,18 @@ def example(heads: int, groups: int, length: int, dtype: torch.dtype) -> list[to
     ]
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["one document a row", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_it_is_sdpa(shape: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_sdpa(shape: tuple[int, int, int], dtype: torch.dtype, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_cpu, "PIECE", 8)
     inputs = example(*shape, dtype)
     wide = [x.detach().float().requires_grad_() for x in inputs]
-    y, expected = (
-        causal_attention(*inputs, 0.3),
-        F.scaled_dot_product_attention(*wide, is_causal=True, scale=0.3, enable_gqa=True),
-    )
+    ids_BT = torch.stack([torch.arange(shape[2]) // 7, torch.arange(shape[2]) // 20])
+    mask_BTT = (ids_BT[:, :, None] == ids_BT[:, None]).tril() if packed else None
+    y = causal_attention(*inputs, mask_BTT, 0.3)
+    mask = None if mask_BTT is None else mask_BTT[:, None]
+    expected = F.scaled_dot_product_attention(*wide, mask, is_causal=mask is None, scale=0.3, enable_gqa=True)
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     actual = torch.autograd.grad(y, inputs, grad.to(dtype))
     reference = torch.autograd.grad(expected, wide, grad.to(dtype).float())

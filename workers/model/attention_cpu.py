@@ -27,23 +27,32 @@ def is_faster(q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor) 
     return fits and q_BHTd.device.type == "cpu" and q_BHTd.dtype == torch.bfloat16 and torch.compiler.is_compiling()
 
 
-def causal_attention(q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor, scale: float) -> torch.Tensor:
-    """[B, H, T, d]. Every query sees its own position and those before it."""
-    return _CausalAttention.apply(q_BHTd, k_BGTd, v_BGTd, scale)
+def causal_attention(
+    q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor, mask_BTT: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """[B, H, T, d]. A query sees its own position and those before it, of these only where ``mask_BTT`` is True."""
+    return _CausalAttention.apply(q_BHTd, k_BGTd, v_BGTd, mask_BTT, scale)
 
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_BHTd: torch.Tensor, k_BGTd: torch.Tensor, v_BGTd: torch.Tensor, scale: float) -> torch.Tensor:
-        y_BHTd, lse_BHT = flash_attention_on_cpu(q_BHTd, k_BGTd, v_BGTd, scale)
-        ctx.save_for_backward(q_BHTd, k_BGTd, v_BGTd, y_BHTd, lse_BHT)
+    def forward(
+        ctx: Any,
+        q_BHTd: torch.Tensor,
+        k_BGTd: torch.Tensor,
+        v_BGTd: torch.Tensor,
+        mask_BTT: torch.Tensor | None,
+        scale: float,
+    ) -> torch.Tensor:
+        y_BHTd, lse_BHT = flash_attention_on_cpu(q_BHTd, k_BGTd, v_BGTd, mask_BTT, scale)
+        ctx.save_for_backward(q_BHTd, k_BGTd, v_BGTd, mask_BTT, y_BHTd, lse_BHT)
         ctx.scale = scale
         return y_BHTd
 
     @staticmethod
     def backward(ctx: Any, grad_BHTd: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """As in FlashAttention-2 (arXiv 2307.08691, algorithm 2), by pieces of queries only."""
-        q, k, v, y, lse = ctx.saved_tensors
+        q, k, v, mask_BTT, y, lse = ctx.saved_tensors
         (B, H, T, d), G = q.shape, k.shape[1]
         lse_BHT1, own_BHT1 = lse[..., None], (grad_BHTd.float() * y.float()).sum(-1, keepdim=True)
         k, v = (x.reshape(B * G, T, d) for x in (k, v))
@@ -57,6 +66,8 @@ class _CausalAttention(torch.autograd.Function):
                 (rows @ keys.transpose(1, 2)).view(B, H, -1, stop).float() for rows, keys in ((q_NMd, k_Nsd), (grad_NMd, v_Nsd))
             )
             seen_ts = torch.arange(stop, device=q.device) <= torch.arange(start, stop, device=q.device)[:, None]
+            if mask_BTT is not None:
+                seen_ts = seen_ts & mask_BTT[:, None, start:stop, :stop]
             p_BHts = torch.where(seen_ts, torch.exp(scores * ctx.scale - lse_BHT1[:, :, start:stop]), 0.0)
             turn_BHts = p_BHts * (slopes - own_BHT1[:, :, start:stop]) * ctx.scale
             p_NMs, turn_NMs = (x.to(q.dtype).view(B * G, -1, stop) for x in (p_BHts, turn_BHts))
@@ -64,4 +75,4 @@ class _CausalAttention(torch.autograd.Function):
             rest = (0, 0, 0, T - stop)
             grad_k = grad_k + F.pad((turn_NMs.transpose(1, 2) @ q_NMd).float(), rest)
             grad_v = grad_v + F.pad((p_NMs.transpose(1, 2) @ grad_NMd).float(), rest)
-        return torch.cat(grads_q, dim=2), *(x.to(q.dtype).view(B, G, T, d) for x in (grad_k, grad_v)), None
+        return torch.cat(grads_q, dim=2), *(x.to(q.dtype).view(B, G, T, d) for x in (grad_k, grad_v)), None, None

@@ -147,8 +147,8 @@ def _masked(
     if q.is_cuda and k.shape[1] != q.shape[1]:
         # With a mask and grouped heads only SDPA's slowest kernel is left on CUDA; expanded heads keep the efficient one.
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    if mask_BTS is None and is_faster(q, k, v):
-        return causal_attention(q, k, v, scale).transpose(1, 2)[..., :e]
+    if is_faster(q, k, v):
+        return causal_attention(q, k, v, mask_BTS, scale).transpose(1, 2)[..., :e]
     mask = None if mask_BTS is None else mask_BTS[:, None]
     grouped = k.shape[1] != q.shape[1]
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped)
