@@ -20,7 +20,7 @@ from workers.spec import TrainSpec
 
 KEEP_GATHERED_BYTES = 2**30
 """As ``workers.engine``: smaller models stay gathered between forward and backward."""
-LOSS_CHUNK = 512
+LOSS_CHUNK, LOSS_CHUNK_ON_GPU = 512, 4096
 """As ``workers.model.loss``: tokens whose logits are held at once."""
 UPDATE_CHUNK = 2**18
 """As ``workers.optim``: elements that a CPU updates at once where moments are rounded, with 6 results of 4 bytes each."""
@@ -169,7 +169,7 @@ def _joined(spec: TrainSpec, at: Setting) -> Block:
 
 def _logits(spec: TrainSpec, at: Setting, narrow: int) -> int:
     """While the loss of a chunk is computed: its logits, the same in fp32, their softmax; the head in the compute type."""
-    vocabulary, chunk = spec.tokenizer.vocab_size, min(LOSS_CHUNK, at.tokens)
+    vocabulary, chunk = spec.tokenizer.vocab_size, min(LOSS_CHUNK_ON_GPU if at.gpu else LOSS_CHUNK, at.tokens)
     head = vocabulary * spec.model.hidden_size
     logits, cast = chunk * vocabulary, head * at.compute if at.casts else 0
     if at.half and narrow == FP32:

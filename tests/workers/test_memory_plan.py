@@ -137,7 +137,8 @@ def test_the_plan_knows_the_engine_s_constants() -> None:
     from workers.model import loss
 
     assert memory.KEEP_GATHERED_BYTES == engine.KEEP_GATHERED_BYTES
-    assert memory.LOSS_CHUNK == loss.CHUNK
+    assert loss.chunk_on(torch.device("cpu")) == memory.LOSS_CHUNK
+    assert loss.chunk_on(torch.device("cuda")) == memory.LOSS_CHUNK_ON_GPU
     assert memory.UPDATE_CHUNK == optim.CHUNK_ELEMENTS
     assert memory.ORTHOGONAL_BATCH == muon.BATCH_ELEMENTS
 
