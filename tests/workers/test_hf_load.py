@@ -108,6 +108,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (lambda d: (d / CONFIG).unlink(), r"config\.json is missing"),
     "a config that is no JSON": (lambda d: (d / CONFIG).write_text("{"), r"config\.json cannot be read"),
     "a config that is a list": (lambda d: (d / CONFIG).write_text("[]"), "holds no mapping"),
+    "a config without end": (lambda d: (d / CONFIG).write_text("[" * 100_000), r"config\.json cannot be read"),
     "a size that is none": (config_changed(hidden_size="wide"), "describes no model: hidden_size"),
     "no weights": (lambda d: (d / ONE_FILE).unlink(), r"model\.safetensors is missing"),
     "an empty file": (cut(lambda size: 0), "torn or no safetensors file.*0 bytes"),
@@ -125,6 +126,9 @@ UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
     "NaN": (tensors_changed(lambda t: t[GATE][3].fill_(torch.nan)), f"32 of 256 numbers in {GATE} are NaN or infinite"),
     "infinity": (tensors_changed(lambda t: t[LAST][0, :1].fill_(torch.inf)), f"1 of 2048 numbers in {LAST}"),
     "a file of the index missing": (spread({LAST: "c.safetensors"}), r"c\.safetensors is missing"),
+    "an index without a map": (lambda d: (d / INDEX).write_text("{}"), "has no weight_map"),
+    "an index of numbers": (lambda d: (d / INDEX).write_text('{"weight_map": {"a": 3}}'), "has no weight_map"),
+    "a file elsewhere": (spread({LAST: "../model/b.safetensors"}), r"names the file '\.\./model/b\.safetensors', which"),
     "a tensor of the index missing": (
         spread({LAST: "b.safetensors"}),
         f"names the tensor {LAST}, which b.safetensors does not",

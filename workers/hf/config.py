@@ -94,14 +94,21 @@ def from_config(config: Config) -> tuple[ModelSpec, int]:
     _refuse_foreign_parts(config, family)
     known = _Fields({**_ASSUMED[family], **config})
     try:
-        return ModelSpec.model_validate(_spec_fields(known, family)), int(known["vocab_size"])
+        return ModelSpec.model_validate(_spec_fields(known, family)), _vocabulary(known)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         what = str(first["msg"]).removeprefix("Value error, ")
         raise PretrainedUnreadable(f"config.json describes no model: {where + ': ' if where else ''}{what}") from error
-    except (AttributeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         raise PretrainedUnreadable(f"config.json describes no model: {error}") from error
+
+
+def _vocabulary(known: "_Fields") -> int:
+    size = known["vocab_size"]
+    if type(size) is not int or size < 1:
+        raise ValueError(f"vocab_size {size!r} is no number of tokens")
+    return size
 
 
 def _spec_fields(known: "_Fields", family: Family) -> dict[str, Any]:
@@ -109,14 +116,15 @@ def _spec_fields(known: "_Fields", family: Family) -> dict[str, Any]:
         **known.take("hidden_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps"),
         "max_position_embeddings": known.get("max_position_embeddings", 131_072),
         "initializer_range": known.get("initializer_range", 0.02),
-        "tie_word_embeddings": bool(known.get("tie_word_embeddings", False)),
+        "tie_word_embeddings": known.get("tie_word_embeddings", False),
         **_rotary_fields(known, family),
         **_feed_forward_fields(known, family),
     }
     if family in ("deepseek_v2", "deepseek_v3"):
         return fields | {"attention": "mla", **known.take(*_LATENT)}
+    groups = known["num_key_value_heads"]
     return fields | {
-        "num_key_value_heads": known["num_key_value_heads"] or known["num_attention_heads"],
+        "num_key_value_heads": known["num_attention_heads"] if groups is None else groups,
         "head_dim": known.get("head_dim") if family != "olmoe" else None,
         "qk_norm": _qk_norm(known, family),
     }
@@ -125,7 +133,7 @@ def _spec_fields(known: "_Fields", family: Family) -> dict[str, Any]:
 def family_in(config: Config) -> Family:
     """Raises PretrainedMismatch: it is no class that the decoder can compute."""
     found = config.get("model_type")
-    if found not in CLASSES:
+    if not isinstance(found, str) or found not in CLASSES:
         known = ", ".join(CLASSES)
         raise PretrainedMismatch(f"config.json has model_type {found!r}; the decoder can take over {known}")
     return cast(Family, found)

@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise PretrainedUnreadable(f"{path} is missing; init_from names a directory that `save_pretrained` wrote") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PretrainedUnreadable(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise PretrainedUnreadable(f"{path} holds no mapping")

@@ -76,6 +76,17 @@ def _grouped(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
     yield group
 
 
+def _places(index: Path) -> dict[str, str]:
+    """The file of each tensor, which lies beside ``index``. Raises PretrainedUnreadable: it says something else."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise PretrainedUnreadable(f"{index} has no weight_map of tensors and their files")
+    for file in places.values():
+        if Path(file).name != file:
+            raise PretrainedUnreadable(f"{index} names the file {file!r}, which does not lie beside it")
+    return places
+
+
 class TensorFiles(Mapping[str, torch.Tensor]):
     """The tensors of a directory, each read when it is asked for. Names and shapes are known at once.
 
@@ -86,7 +97,7 @@ class TensorFiles(Mapping[str, torch.Tensor]):
         self._files: dict[str, Any] = {}
         index = directory / INDEX
         if index.exists():
-            places: dict[str, str] = read_json(index).get("weight_map", {})
+            places = _places(index)
             for file in sorted(set(places.values())):
                 self._open(directory / file)
             if lost := sorted(set(places) - set(self._files)):
