@@ -6,7 +6,7 @@ steps as fit into eight minutes on two cores. All read the same rows: documents 
 attention asks for, and are cut into chains of two segments, which segment memory does. A seed is that of the initial weights
 and of the order.
 
-Asserted: the mean held-out loss of each pattern, and of bf16, is at most max(0.02, 2 sd) above that of full attention in fp32,
+Asserted: the mean held-out loss of each pattern, and of bf16, is at most max(0.02, 2 sd) from that of full attention in fp32,
 sd being the standard deviation between seeds, pooled over the two that are compared. The last line is one JSON object.
 """
 
@@ -115,7 +115,7 @@ def main() -> None:
         **{f"{run}_mean": round(mean(values), 4) for run, values in losses.items()},
         **{f"{run}_sd": round(stdev(values), 4) for run, values in losses.items()},
         "differences": (found := verdicts(losses)),
-        "missed": [run for run, each in found.items() if each["above_full_fp32"] > each["allowed"]],
+        "missed": [run for run, each in found.items() if abs(each["above_full_fp32"]) > each["allowed"]],
         "steps": STEPS,
         "seeds": len(SEEDS),
         "unigram_loss": round(prepared.manifest.unigram_loss, 4),
@@ -124,7 +124,7 @@ def main() -> None:
         "units": {"mean": "nats", "sd": "nats", "differences": "nats", "seconds": "s"},
     }
     print(json.dumps(figures))
-    assert not figures["missed"], f"worse than full attention in fp32 by more than allowed: {figures['missed']}"
+    assert not figures["missed"], f"further from full attention in fp32 than allowed: {figures['missed']}"
 
 
 def say(line: str) -> None:
