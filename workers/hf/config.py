@@ -4,7 +4,7 @@ Written as transformers 5 reads it, with the older spelling of the rotary settin
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -136,7 +136,7 @@ def family_in(config: Config) -> Family:
     if not isinstance(found, str) or found not in CLASSES:
         known = ", ".join(CLASSES)
         raise PretrainedMismatch(f"config.json has model_type {found!r}; the decoder can take over {known}")
-    return cast(Family, found)
+    return found
 
 
 def facts(spec: ModelSpec) -> dict[str, Any]:
