@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from workers.model import sight
-from workers.model.sight import Masked, Packed, attend, document_sight, flash_attention, packed
+from workers.model.sight import Masked, Packed, Windows, attend, document_sight, flash_attention, packed, sights
+from workers.model.spec import ModelSpec
 
 CPU = torch.device("cpu")
 T = 24
@@ -95,3 +96,15 @@ def test_torchs_own_kernel_compiles_into_one_graph(monkeypatch: pytest.MonkeyPat
         seen = seen._replace(starts=fake.from_tensor(seen.starts))
         y = torch.compile(attend, backend="eager", fullgraph=True)(q, k, v, seen, 0.3)
     assert y.shape == (1, T, 4, 12)
+
+
+@pytest.mark.parametrize("length", [1, 13, 64, 150])
+@pytest.mark.parametrize("pattern", ["full", "sliding", "hierarchical"])
+def test_a_token_alone_gets_its_own_value_in_blocks_whatever_the_pattern(pattern: str, length: int) -> None:
+    """As so many documents in one call, a variable-length kernel could not be launched."""
+    spec = ModelSpec.model_validate({"attention_pattern": pattern})
+    (seen,) = sights(spec, torch.zeros(3, length, dtype=torch.long), CPU, torch.float32, one_token=True).values()
+    assert isinstance(seen, Windows)
+    assert seen.mask_Bnbk.numel() <= 3 * (length + 64) * 64
+    q, k, v = (torch.randn(3, length, count, 8, generator=torch.Generator().manual_seed(count)) for count in (4, 2, 2))
+    torch.testing.assert_close(attend(q, k, v, seen, 0.3), v.repeat_interleave(2, dim=2))

@@ -46,6 +46,9 @@ class Windows(NamedTuple):
     back: int
 
 
+ALONE_BLOCK = 64
+"""Tokens that are masked from each other at once where every token sees itself alone."""
+
 Sight = Masked | Packed | Windows | Hierarchy
 Past = tuple[torch.Tensor, torch.Tensor]
 """Keys and values that stand in for those of earlier blocks: a memory, which passes no gradient on."""
@@ -62,7 +65,8 @@ def sights(
     patterns = {spec.pattern(layer) for layer in range(spec.num_hidden_layers + spec.num_nextn_predict_layers)}
     if one_token:
         alone_BT = torch.arange(document_ids_BT.numel()).view(document_ids_BT.shape)
-        return dict.fromkeys(patterns, document_sight(alone_BT, device, dtype))
+        # In blocks: variable-length kernels launch at most 65,535 documents, and a mask of whole rows is large.
+        return dict.fromkeys(patterns, _windows(alone_BT, min(ALONE_BLOCK, alone_BT.shape[1]), 0, None, device))
     return {pattern: _sight(spec, pattern, document_ids_BT, device, dtype) for pattern in patterns}
 
 
