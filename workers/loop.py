@@ -108,9 +108,13 @@ class _Run:
         self.train_loss = float("nan")
         self.trained_tokens, self.trained_seconds = 0, 0.0
         self.step_parts: dict[str, float] = {}
-        flops = flops_per_token(spec.model, tokenizer.vocab_size, spec.data_pipeline.row_length)
+        self.trained_flops = 0.0
+        self.flops_of = {
+            length: flops_per_token(spec.model, tokenizer.vocab_size, length) for length in self.order.curriculum.row_lengths
+        }
+        """Of a token, by the length of its row."""
         peak = peak_flops(spec, engine.mesh.device)
-        self.mfu_per_rate = None if peak is None else flops / (peak * membership.world_size)
+        self.peak = None if peak is None else peak * membership.world_size
 
     def to_the_end(self) -> Outcome:
         """Steps, checkpoints and evaluations in order; every rank leaves at the same step."""
@@ -246,6 +250,8 @@ class _Run:
         step_tokens = tokens - self.tokens_before(step - 1)
         self.trained_tokens += step_tokens
         self.trained_seconds += seconds
+        step_flops = step_tokens * self.flops_of[self.order.curriculum.at(step - 1).row_length]
+        self.trained_flops += step_flops
         if self.membership.rank != 0:
             return
         if not result.applied:
@@ -266,7 +272,7 @@ class _Run:
                     "data_wait_seconds": waited,
                     **{f"seconds_{part}": value for part, value in parts.items()},
                     **({"compiled_graphs": float(graphs_compiled())} if self.spec.training.compile else {}),
-                    **({} if self.mfu_per_rate is None else {"mfu": rate * self.mfu_per_rate}),
+                    **({} if self.peak is None else {"mfu": step_flops / (seconds * self.peak)}),
                     **self.recipe_metrics(result),
                 }
             )
@@ -303,7 +309,7 @@ class _Run:
         self.report({"eval_loss": eval_loss})
         log.info("held-out loss %.4f after %d steps", eval_loss, self.engine.step)
         unigram_loss, bigram_loss = counting_losses(self.dataset, self.spec.training.eval_rows)
-        rate = self.trained_tokens / self.trained_seconds if self.trained_seconds else 0.0
+        seconds = self.trained_seconds or math.inf
         newest = self.checkpoints.directory / f"step-{self.engine.step:08d}"
         return Summary(
             steps=self.engine.step,
@@ -313,8 +319,8 @@ class _Run:
             unigram_loss=unigram_loss,
             bigram_loss=bigram_loss,
             one_token_context_loss=held_out_loss(self.engine, self.dataset, one_token_context=True),
-            tokens_per_second=rate,
-            mfu=None if self.mfu_per_rate is None else rate * self.mfu_per_rate,
+            tokens_per_second=self.trained_tokens / seconds,
+            mfu=None if self.peak is None else self.trained_flops / (seconds * self.peak),
             step_parts=self.step_parts,
             checkpoint=str(newest),
             samples=sample_texts(self.engine, self.dataset, self.tokenizer),

@@ -1,18 +1,21 @@
 """A run whose rows grow longer and whose batches grow larger: what the spec says of it, and that restarts change nothing."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from data.dataset import PackedDataset
 from data.executors import SerialExecutor
 from data.prepare import prepare
 from data.spec import DataSpec, TokenizerSpec
 from tests.workers.conftest import GlooPool
-from tests.workers.tiny import run_training, tiny_spec
+from tests.workers.tiny import Recorder, run_training, tiny_spec
 from workers.attempt import Desired
 from workers.mesh import Membership
+from workers.model.count import flops_per_token
 from workers.spec import TrainingSpec, TrainSpec
 
 CURRICULUM = [{"sequence_length": 8, "fraction": 0.25}, {"sequence_length": 32, "fraction": 0.75}]
@@ -83,6 +86,27 @@ def test_a_growing_run_that_is_paused_goes_on_as_if_it_had_not_been(growing_data
         _, part = run_training(Membership(), spec, growing_data, tmp_path / "paused", wishes=wishes)
         losses |= part.losses
     assert losses == whole.losses
+
+
+def test_utilisation_counts_the_length_of_each_steps_rows(
+    growing_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[dict[str, float]] = []
+
+    def metrics(self: Recorder, step: int, values: Mapping[str, float]) -> None:
+        figures.extend([dict(values)] if "loss" in values else [])
+
+    monkeypatch.setattr(Recorder, "metrics", metrics)
+    spec, vocabulary = growing_spec(), PackedDataset.open(growing_data).manifest.vocab_size
+    outcome, _ = run_training(Membership(), spec, growing_data, tmp_path)
+    shapes = [spec.curriculum.at(step) for step in range(8)]
+    flops = [shape.rows * shape.row_length * flops_per_token(spec.model, vocabulary, shape.row_length) for shape in shapes]
+    seconds = [each["step_seconds"] for each in figures]
+    # The peak is said to be 1 TFLOP/s.
+    assert [1e12 * each["mfu"] * each["step_seconds"] for each in figures] == pytest.approx(flops)
+    assert outcome.summary is not None
+    assert outcome.summary.mfu is not None
+    assert 1e12 * outcome.summary.mfu * sum(seconds) == pytest.approx(sum(flops))
 
 
 def test_two_ranks_share_steps_of_every_size_and_length(gloo_pool: GlooPool, growing_data: Path, tmp_path: Path) -> None:
