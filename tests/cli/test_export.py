@@ -224,20 +224,22 @@ def test_the_whole_road_from_a_run_to_weights(tmp_path: Path) -> None:
     from safetensors import safe_open
 
     from data.spec import TokenizerSpec
-    from data.tokenizer import train_tokenizer
+    from data.tokenizer import Tokenizer, train_tokenizer
     from workers.checkpoint import CheckpointStore
     from workers.hf.rules import rules
     from workers.model.spec import ModelSpec
 
     model = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "n_routed_experts": 0}
-    state = {str(rule.name): torch.ones(rule.shape) for rule in rules(ModelSpec.model_validate(model), 300, "llama")}
+    tokenizer = train_tokenizer(["the old cat"], TokenizerSpec(vocab_size=300))
+    vocab_size = Tokenizer(tokenizer).vocab_size
+    state = {str(rule.name): torch.ones(rule.shape) for rule in rules(ModelSpec.model_validate(model), vocab_size, "llama")}
     run = tmp_path / "bare"
     store = CheckpointStore(run / "checkpoints", asynchronous=False)
     store.save(3, {"model": state, "cursor": 3})
     store.close()
     (run / "prepared" / "0").mkdir(parents=True)
     (run / "prepared" / "0" / "manifest.json").touch()
-    (run / "prepared" / "0" / "tokenizer.model").write_bytes(train_tokenizer(["the old cat"], TokenizerSpec(vocab_size=300)))
+    (run / "prepared" / "0" / "tokenizer.model").write_bytes(tokenizer)
     (tmp_path / "job.yaml").write_text(json.dumps({"model": model}))
     done = manta(str(run), "--spec", str(tmp_path / "job.yaml"), "--to", str(tmp_path / "out"))
     assert done.exit_code == 0, done.stderr

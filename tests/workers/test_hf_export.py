@@ -12,13 +12,14 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.dataset import PackedDataset
+from data.spec import TokenizerSpec
 from data.steps import StepOrder
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, train_tokenizer
 from tests.workers.tiny import run_training, tiny_spec
 from workers.attempt import Desired
 from workers.checkpoint import CheckpointStore
 from workers.engine import Engine
-from workers.hf.errors import CheckpointUnreadable, JobUnreadable, NotExportable, OutputExists
+from workers.hf.errors import CheckpointUnreadable, JobUnreadable, NotExportable, OutputExists, TokenizerMismatch
 from workers.hf.export import CheckpointWeights, export, main, read_model
 from workers.hf.files import INDEX, TensorFiles, write_tensors
 from workers.hf.load import initial_state, load_pretrained
@@ -270,6 +271,14 @@ def test_what_no_class_computes_is_not_exported(run: Run, tmp_path: Path) -> Non
     with pytest.raises(NotExportable, match="attention_pattern sliding"):
         export(run.checkpoint, spec, run.tokenizer, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "other.model").write_bytes(train_tokenizer(["the old cat"], TokenizerSpec(vocab_size=300)))
+    other, own = (Tokenizer.load(path).vocab_size for path in (tmp_path / "other.model", run.tokenizer))
+    with pytest.raises(TokenizerMismatch, match=rf"other\.model has {other} pieces, the model of .* {own}; give the one"):
+        export(run.checkpoint, run.spec.model, tmp_path / "other.model", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["other.model"]
 
 
 def test_the_module_says_what_it_made_and_what_was_wrong_as_json(

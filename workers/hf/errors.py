@@ -19,6 +19,13 @@ class OutputExists(MantaError):
     status: ClassVar[int] = 409
 
 
+class TokenizerMismatch(MantaError):
+    """The tokenizer is not that of the checkpoint: it has another vocabulary."""
+
+    code: ClassVar[str] = "tokenizer_mismatch"
+    status: ClassVar[int] = 422
+
+
 class JobUnreadable(MantaError):
     """The job file is missing, no YAML or JSON, or its model is none."""
 

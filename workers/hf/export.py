@@ -24,11 +24,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from data.errors import MantaError
 from data.files import sync_directory
+from data.tokenizer import Tokenizer
 from workers.checkpoint_files import is_whole, read_info
 from workers.hf.config import to_config
 from workers.hf.convert import exported
 from workers.hf.directory import CONFIG
-from workers.hf.errors import CheckpointUnreadable, JobUnreadable, OutputExists
+from workers.hf.errors import CheckpointUnreadable, JobUnreadable, OutputExists, TokenizerMismatch
 from workers.hf.families import CLASSES, family_of, training_only
 from workers.hf.files import write_json, write_tensors
 from workers.hf.tokenizer import write_tokenizer
@@ -69,13 +70,18 @@ def read_model(path: Path) -> ModelSpec:
 def export(checkpoint: Path, spec: ModelSpec, tokenizer: Path, output: Path, dtype: str = "fp32") -> dict[str, Any]:
     """Write ``output``, whole or not at all; returns what it is: ``{output, step, family, parameters, bytes, dtype, notes}``.
 
-    Raises NotExportable, CheckpointUnreadable, OutputExists, SourceError (the tokenizer).
+    Raises NotExportable, CheckpointUnreadable, TokenizerMismatch, OutputExists, SourceError (the tokenizer is no file of one).
     """
     family = family_of(spec)
     weights = CheckpointWeights(checkpoint)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputExists(f"{output} is there already; name another directory")
     vocab_size = weights.vocab_size
+    if (has := Tokenizer.load(tokenizer).vocab_size) != vocab_size:
+        raise TokenizerMismatch(
+            f"{tokenizer} has {has} pieces, the model of {checkpoint} {vocab_size}; give the one that it was trained with",
+            pointer="/tokenizer/path",
+        )
     try:
         shapes = {name: x.shape for name, x in exported(spec, vocab_size, weights.on_meta())}
     except (ValueError, RuntimeError) as error:
@@ -93,6 +99,7 @@ def export(checkpoint: Path, spec: ModelSpec, tokenizer: Path, output: Path, dty
         if output.exists():
             output.rmdir()
         partial.rename(output)
+        sync_directory(output.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -1,6 +1,7 @@
 """Weights in safetensors files, one or many, written and read as ``from_pretrained`` and ``save_pretrained`` do."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ def write_tensors(
             # A tensor of its own: views of one parameter would be refused as sharing memory.
             held[given] = torch.empty(tensor.shape, dtype=_type_of(given, dtype)).copy_(tensor)
         save_file(held, directory / name, metadata={"format": "pt"})
+        with (directory / name).open("rb") as file:
+            os.fsync(file.fileno())
     if len(files) > 1:
         places = {tensor: name for name, members in zip(names, files, strict=True) for tensor in members}
         write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places})
