@@ -183,7 +183,6 @@ def test_the_past_is_seen_as_far_as_the_pattern_says(pattern: str) -> None:
     reached = int((logits(model, batch) - logits(model, changed)).abs().amax(-1).gt(1e-6).nonzero().max())
     far = {
         "sliding": 2 * (3 - 1),  # a window a layer
-        "segments": 3 * 2 * BLOCK - 1 - 2 * BLOCK,  # a memory shorter than a segment does not hold its beginning
         "latent segments": 3 * 2 * BLOCK - 1,  # two layers, a segment each
     }
     if pattern == "segments":
