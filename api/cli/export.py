@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -119,14 +119,21 @@ def of_directory(path: Path, step: int | None, spec: Path | None, tokenizer: Pat
     path = path.absolute()
     if (path / MANIFEST).is_file():
         checkpoint, run = path, path.parent.parent
+        if step is not None and step not in _by_step([path]):
+            raise NoCheckpoint(
+                f"{path} is a checkpoint itself, not of step {step}; leave --step out, or name the run's directory"
+            )
     else:
-        run = path
-        found = (path / CHECKPOINTS).glob(f"step-*/{MANIFEST}")
-        kept = {int(each.parent.name.removeprefix("step-")): each.parent for each in found if each.parent.suffix == ""}
+        run, kept = path, _by_step(each.parent for each in (path / CHECKPOINTS).glob(f"step-*/{MANIFEST}"))
         checkpoint = kept[_chosen(kept, step, str(path))]
     if spec is None:
         raise Incomplete(f"a directory does not say what was trained in {run}: give the job file as --spec")
     return Source(run.name, checkpoint, _resolved(spec), tokenizer or _tokenizer_of(run))
+
+
+def _by_step(checkpoints: Iterable[Path]) -> dict[int, Path]:
+    """Others than ``step-00000020`` (temporary ones, a user's own) are left out."""
+    return {int(number): each for each in checkpoints if (number := each.name.removeprefix("step-")).isdecimal()}
 
 
 def _resolved(file: Path) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def _tokenizer_of(run: Path) -> Path:
 
     try:
         return Path(json.loads((run / PREPARED).read_text())["path"]) / TOKENIZER_NAME
-    except OSError:
+    except (OSError, ValueError, KeyError):
         # A directory without manifest is a data set in the making.
         found = [path.with_name(TOKENIZER_NAME) for path in (run / "prepared").glob(f"*/{MANIFEST}")]
     if len(found) == 1:
@@ -181,7 +188,8 @@ def convert(source: Source, target: Path, dtype: DType) -> dict[str, Any]:
 
 
 def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "workers.hf.export", *arguments]
+    # -P: what lies in the user's directory is not taken for a module.
+    command = [sys.executable, "-P", "-m", "workers.hf.export", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

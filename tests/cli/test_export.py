@@ -56,6 +56,8 @@ def run_directory(root: Path, steps: Sequence[int] = (10, 20), data_sets: int = 
     for i in range(data_sets):
         (root / "prepared" / f"{i}").mkdir(parents=True)
         (root / "prepared" / f"{i}" / "manifest.json").touch()
+    (root / "checkpoints" / "step-best").mkdir(parents=True)
+    (root / "checkpoints" / "step-best" / "manifest.json").touch()
     (root / "prepared" / "unfinished.partial").mkdir(parents=True)
     (root / "prepared" / "unfinished.partial" / "tokenizer.model").touch()
     return root
@@ -159,6 +161,7 @@ def test_a_tokenizer_that_cannot_be_found_can_be_given(asked: list[list[str]], s
         (["quickstart", "--step", "30"], 1, "quickstart has no checkpoint of step 30; it has 10, 20"),
         (["{bare}"], 2, "give the job file as --spec"),
         (["{bare}", "--step", "7", "--spec", "{spec}"], 1, "has no checkpoint of step 7; it has 10, 20"),
+        (["{bare}/checkpoints/step-00000020", "--step", "10", "--spec", "{spec}"], 1, "is a checkpoint itself, not of step 10"),
         (["{empty}", "--spec", "{spec}"], 1, "empty has no checkpoint"),
         (["{bare}", "--spec", "{bare}/no.yaml"], 2, "no.yaml: No such file"),
         (["{bare}", "--spec", "{data}"], 1, "is a job of kind data"),
@@ -196,8 +199,13 @@ def test_a_checkpoint_on_another_machine_says_where_to_run(client: FakeClient) -
     assert (done.exit_code, "run `manta export` where the job's storage is" in done.stderr) == (1, True)
 
 
-def test_a_job_whose_data_is_not_on_record_asks_for_the_tokenizer(client: FakeClient, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_job_whose_data_is_not_on_record_asks_for_the_tokenizer(
+    content: str | None, client: FakeClient, tmp_path: Path
+) -> None:
     (tmp_path / "job" / "prepared.json").unlink()
+    if content is not None:
+        (tmp_path / "job" / "prepared.json").write_text(content)
     done = manta("quickstart")
     assert (done.exit_code, "give the tokenizer.model" in done.stderr) == (2, True)
 
@@ -219,7 +227,7 @@ def test_a_conversion_that_dies_ends_with_its_last_words(client: FakeClient, mon
     assert "two: Killed" in done.stderr
 
 
-def test_the_whole_road_from_a_run_to_weights(tmp_path: Path) -> None:
+def test_the_whole_road_from_a_run_to_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from safetensors import safe_open
 
@@ -241,6 +249,9 @@ def test_the_whole_road_from_a_run_to_weights(tmp_path: Path) -> None:
     (run / "prepared" / "0" / "manifest.json").touch()
     (run / "prepared" / "0" / "tokenizer.model").write_bytes(tokenizer)
     (tmp_path / "job.yaml").write_text(json.dumps({"model": model}))
+    # Started beside files that are named as modules are.
+    (tmp_path / "json.py").write_text("raise SystemExit('taken for a module')")
+    monkeypatch.chdir(tmp_path)
     done = manta(str(run), "--spec", str(tmp_path / "job.yaml"), "--to", str(tmp_path / "out"))
     assert done.exit_code == 0, done.stderr
     assert "is step 3: LlamaForCausalLM" in done.stdout
