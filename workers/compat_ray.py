@@ -38,7 +38,7 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from workers.early import EarlyWorkers
+from workers.early import EarlyWorkers, settle
 
 __all__ = [
     "Backend",
@@ -60,7 +60,7 @@ CONTROLLER_SETTINGS = {
 
 WORKER_SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every printed line comes twice
-    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",  # else every logged line does
 }
 
 
@@ -149,7 +149,7 @@ class _WorkerGroup(WorkerGroup):
         self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
     ) -> None:
         """Ray's own asks for the handle of the controller's actor, which does not exist here."""
-        settled = [worker.execute_async(os.environ.update, WORKER_SETTINGS) for worker in workers]
+        settled = [worker.execute_async(settle, WORKER_SETTINGS) for worker in workers]
         ray.get(
             settled
             + [

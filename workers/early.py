@@ -4,6 +4,7 @@ Light on purpose: Ray itself and nothing of Ray Train is imported here. What is 
 """
 
 import importlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,11 @@ from workers.spec import TrainSpec
 
 MODULES = ("workers.rank", "workers.loop", "torch.distributed.fsdp", "torch._dynamo", "ray.air._internal.torch_utils")
 """What every rank imports sooner or later; the last two lazily, when its model is sharded and when it is done."""
+
+
+def settle(settings: Mapping[str, str]) -> None:
+    """Run in a worker: sets variables of its process. (``os.environ.update`` would travel with a copy, and change that.)"""
+    os.environ.update(settings)
 
 
 class TrainWorker:

@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+from ray import cloudpickle
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
@@ -15,7 +16,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from workers import compat_ray
 from workers.compat_ray import ControllerError, TrainingFailedError, WorkerGroupError
-from workers.early import TrainWorker
+from workers.early import TrainWorker, settle
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,15 @@ def test_settings_of_the_controller_do_not_outlive_it(monkeypatch: pytest.Monkey
         assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.5"
     assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
     assert "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER" not in os.environ
+
+
+def test_settings_of_a_worker_reach_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TRAIN_ENABLE_PRINT_PATCH", raising=False)
+    travelled = cloudpickle.loads(cloudpickle.dumps(settle))
+    travelled(compat_ray.WORKER_SETTINGS)
+    import os
+
+    assert os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] == "0"
 
 
 class Policy:

@@ -205,5 +205,5 @@ def test_an_exception_in_a_worker_is_told_with_rank_node_and_log(
     assert "FileExistsError" in failure["detail"]
     assert failure["rank"] in (0, 1)
     assert failure["node"]
-    assert any("FileExistsError" in line for line in failure["log_tail"])
+    assert sum("FileExistsError" in line for line in failure["log_tail"]) == 1, "each line is there once"
     assert [report.data["outcome"] for report in ears.of("ended")] == ["failed"]
