@@ -268,7 +268,8 @@ def _explain(error: Any, path: tuple[str | int, ...], model: type[BaseModel]) ->
             near = difflib.get_close_matches(
                 _short(error["input"]).strip("'"), [word.strip("'") for word in _words(expected)], 1
             )
-            return f"expected {expected}, not {_short(error['input'])}", near[0] if near else None
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return f"expected {expected}, not {_short(error['input'])}{hint}", near[0] if near else None
         case "value_error":
             return str(error["ctx"]["error"]), None
         case "string_pattern_mismatch" if path == ("name",):

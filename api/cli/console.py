@@ -125,10 +125,12 @@ def error_screen(error: MantaError) -> "RenderableType":
     ]
     for entry in field_errors(error):
         pointer, detail, suggestion = entry.get("pointer", ""), entry.get("detail", ""), entry.get("suggestion", "")
+        if error.detail in (f"{pointer}: {detail}", f"spec: {detail}"):
+            continue  # the only one, and said
         if pointer == error.pointer and detail == error.detail:
             detail = ""
         hint = f" [dim]did you mean[/] [green]{escape(suggestion)}[/]?" if suggestion and suggestion not in detail else ""
-        lines.append(Text.from_markup(f"  [cyan]{escape(pointer or '/')}[/]  {escape(detail)}{hint}"))
+        lines.append(Text.from_markup(f"  [cyan]{escape(pointer or '/')}[/]  {escape(detail)}{hint}".rstrip()))
     return Group(*lines)
 
 

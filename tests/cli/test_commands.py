@@ -197,6 +197,7 @@ def test_a_bad_spec_is_one_screen_and_status_2(text: str, parts: list[str], serv
     assert ended.exit_code == 2
     assert ended.stdout == ""
     assert all(part in ended.stderr for part in parts)
+    assert ended.stderr.count(parts[0]) == 1, "what is wrong is said once"
     assert "Traceback" not in ended.stderr
     assert len(ended.stderr.splitlines()) < 10
 

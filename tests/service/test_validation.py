@@ -69,7 +69,8 @@ def test_one_field_is_one_entry_whatever_it_may_be() -> None:
 
 
 def test_a_value_that_is_nearly_known_is_suggested() -> None:
-    assert _errors("name: a\ntraining: {precision: bf61}")["/training/precision"].suggestion == "bf16"
+    error = _errors("name: a\ntraining: {precision: bf61}")["/training/precision"]
+    assert (error.detail, error.suggestion) == ("expected 'bf16', 'fp16' or 'fp32', not 'bf61'; did you mean bf16?", "bf16")
 
 
 def test_an_unknown_kind_is_named() -> None:
