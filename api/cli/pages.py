@@ -28,6 +28,8 @@ STATE_STYLE = {
     "cancelled": "yellow",
 }
 PHASE_TITLE = {"documents": "Documents", "tokenizer": "Tokenizer", "shards": "Packed shards", "training": "Training"}
+NODE_CHARACTERS = 16
+"""Of a node's id that are shown."""
 
 
 def state_text(job: JobView) -> Text:
@@ -211,14 +213,17 @@ def workers_table(workers: Sequence[WorkerView]) -> Table:
         rank = "driver" if item.rank < 0 else str(item.rank)
         step = "" if item.step is None else str(item.step)
         heard = clock(item.heartbeat_at)
-        cells = (rank, item.state, str(item.pid), escape(item.node[:16]), step, heard)
+        cells = (rank, item.state, str(item.pid), escape(item.node[:NODE_CHARACTERS]), step, heard)
         table.add_row(str(item.attempt), str(item.generation), *cells, style=style)
     return table
 
 
 def failure_text(failure: dict[str, Any]) -> RenderableType:
     """What went wrong, where, and the last lines of that worker's log."""
-    where = [f"{key} {failure[key]}" for key in ("rank", "node", "step") if failure.get(key) is not None]
+    rank, node, step = (failure.get(key) for key in ("rank", "node", "step"))
+    where = [] if rank is None else ["driver" if rank < 0 else f"rank {rank}"]
+    where += [] if node is None else [f"node {str(node)[:NODE_CHARACTERS]}"]
+    where += [] if step is None else [f"step {step}"]
     place = f" [dim]({', '.join(where)})[/]" if where else ""
     head = f"[bold red]{escape(str(failure.get('code', 'failed')))}[/] {escape(str(failure.get('detail', '')))}{place}"
     lines: list[RenderableType] = [Text.from_markup(head)]

@@ -164,6 +164,8 @@ def test_a_failure_shows_where_it_was_and_the_end_of_that_log(text: Callable[...
         "  | line one",
         "  | line two",
     ]
+    of_the_driver = {"code": "pretrained_mismatch", "detail": "another model", "rank": -1, "node": "15c912f5dfe4d4bd629356b07b"}
+    assert text(pages.failure_text(of_the_driver)) == "pretrained_mismatch another model (driver, node 15c912f5dfe4d4bd)"
 
 
 def test_deleted_checkpoints_stay_on_the_list(text: Callable[..., str], at: Callable[[float], datetime]) -> None:
