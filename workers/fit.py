@@ -6,7 +6,7 @@ from math import log2
 from typing import Any, NamedTuple
 
 from workers.budget import RecomputeBudgetTooSmall
-from workers.memory import Memory, memory
+from workers.memory import Memory, compute_bytes, memory
 from workers.model.count import count_parameters
 from workers.model.presets import PRESETS
 from workers.model.spec import ModelSpec
@@ -15,6 +15,8 @@ from workers.spec import TrainSpec
 
 WAYS = 3
 """How many are named."""
+GROUPED_MM_ROW_BYTES = 16
+"""What torch's grouped matrix product wants rows to be multiples of."""
 DOUBLINGS = 12
 """How often the number of workers is doubled, itself among them, before a way out is sought in smaller models."""
 
@@ -52,6 +54,16 @@ def needed(spec: TrainSpec) -> Memory:
     micro_batches = spec.training.global_batch_size // spec.training.micro_batch_size
     parameters = count_parameters(spec.model, spec.tokenizer.vocab_size)
     return memory(spec, parameters, max(-(-micro_batches // spec.world_size), 1))
+
+
+def misaligned(spec: TrainSpec) -> list[tuple[str, int, int]]:
+    """(field of ``model``, its size, what that should be a multiple of) where experts' products cannot take it."""
+    model = spec.model
+    if not model.n_routed_experts or (model.dense_layers == model.num_hidden_layers and not model.num_nextn_predict_layers):
+        return []
+    multiple = GROUPED_MM_ROW_BYTES // compute_bytes(spec)
+    sizes = [(name, getattr(model, name)) for name in ("hidden_size", "moe_intermediate_size")]
+    return [(name, size, multiple) for name, size in sizes if size % multiple]
 
 
 def too_large(spec: TrainSpec, total: int) -> tuple[str, str] | None:
@@ -107,7 +119,7 @@ def _options(spec: TrainSpec) -> dict[str, list[Any]]:
         options["micro_batch_size"] = smaller
     if training.moments_dtype == "fp32":
         options["moments_dtype"] = ["bf16"]
-    if training.precision == "fp32":
+    if training.precision == "fp32" and not misaligned(_changed(spec, spec.world_size, {"precision": "bf16"})):
         options["precision"] = ["bf16"]
     return options
 
@@ -148,9 +160,10 @@ def _words(spec: TrainSpec, way: Way) -> str:
 
 
 def _smaller_presets(spec: TrainSpec, allowed: int) -> list[str]:
-    """Those that fit as the job stands, the largest first."""
+    """Those that fit, and read rows as long, as the job stands, the largest first."""
     now = count_parameters(spec.model, spec.tokenizer.vocab_size).total
     names = sorted((name for name in PRESETS if PRESETS[name].total < now), key=lambda name: -PRESETS[name].total)
     models = ((name, ModelSpec.model_validate({"preset": name})) for name in names)
-    totals = ((name, _if_at_most(spec.model_copy(update={"model": model}), allowed)) for name, model in models)
+    long = ((name, model) for name, model in models if model.max_position_embeddings >= spec.data_pipeline.row_length)
+    totals = ((name, _if_at_most(spec.model_copy(update={"model": model}), allowed)) for name, model in long)
     return [f"model.preset {name} ({in_words(total)})" for name, total in totals if total is not None]

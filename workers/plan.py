@@ -9,15 +9,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from workers.budget import RecomputeBudgetTooSmall
-from workers.fit import needed, too_large
-from workers.memory import Memory, activations, compute_bytes
+from workers.fit import misaligned, needed, too_large
+from workers.memory import Memory, activations
 from workers.model.count import Parameters, count_parameters, flops_per_token
 from workers.model.footprint import Mode
 from workers.model.presets import PRESETS
 from workers.spec import TrainSpec
-
-GROUPED_MM_ROW_BYTES = 16
-"""What torch's grouped matrix product wants rows to be multiples of."""
 
 
 class _Part(BaseModel):
@@ -140,18 +137,13 @@ def _unsupported(spec: TrainSpec) -> list[Problem]:
 
 
 def _misaligned(spec: TrainSpec) -> list[Problem]:
-    model = spec.model
-    if not model.n_routed_experts or (model.dense_layers == model.num_hidden_layers and not model.num_nextn_predict_layers):
-        return []
-    multiple = GROUPED_MM_ROW_BYTES // compute_bytes(spec)
     return [
         Problem(
             code="misaligned",
             pointer=f"/model/{name}",
             detail=f"{name} {size} is not a multiple of {multiple}, as the experts' products in {spec.training.precision} need",
         )
-        for name in ("hidden_size", "moe_intermediate_size")
-        if (size := getattr(model, name)) % multiple
+        for name, size, multiple in misaligned(spec)
     ]
 
 

@@ -88,6 +88,12 @@ def test_what_fits_is_no_problem() -> None:
         ),
         of(model={"preset": "13b"}, gpu_config={"gpus_per_node": 4, "gpu_memory": "80GB"}),
         of(gpu_config={"cpu_memory": "200MB"}),
+        # Sizes that the experts' products take in fp32 alone.
+        of(
+            model={"hidden_size": 1020, "num_attention_heads": 10, "moe_intermediate_size": 1020, "num_hidden_layers": 40},
+            gpu_config={"gpus_per_node": 1, "gpu_memory": "10GB"},
+            training={"global_batch_size": 8},
+        ),
     ],
 )
 def test_ways_out_fit_and_change_nothing_in_vain(spec: TrainSpec) -> None:
@@ -97,6 +103,7 @@ def test_ways_out_fit_and_change_nothing_in_vain(spec: TrainSpec) -> None:
     assert ways
     for way in ways:
         assert needed(applied(spec, way)).total <= allowed.bytes
+        assert plan(applied(spec, way)).problems == []
         for name in way.changes:
             less = way._replace(changes={other: value for other, value in way.changes.items() if other != name})
             assert needed(applied(spec, less)).total > allowed.bytes, (way, name)
@@ -116,6 +123,16 @@ def test_a_model_that_no_number_of_workers_holds_is_named_smaller_ones() -> None
     made = plan(of(model={"preset": "r1-1200b"}, gpu_config=H100S, training={"global_batch_size": 64}))
     (problem,) = made.problems
     assert re.search(r"model\.preset \S+ \(\d+\.\d GiB\)", problem.detail)
+
+
+def test_a_smaller_preset_that_is_named_reads_the_jobs_rows() -> None:
+    gpus = {"gpus_per_node": 8, "gpu_memory": "400GB"}
+    made = plan(of(model={"preset": "r1-1200b"}, gpu_config=gpus, data_pipeline={"sequence_length": 8192}))
+    (problem,) = (each for each in made.problems if each.code == "too_large")
+    named = re.findall(r"model\.preset (\S+) ", problem.detail)
+    assert named
+    for name in named:
+        of(model={"preset": name}, data_pipeline={"sequence_length": 8192})
 
 
 def test_workers_of_one_machine_share_its_memory() -> None:
