@@ -13,6 +13,7 @@ from data.files import U64
 from data.selection import Ints, Mask, first_of_each, held_out, partition
 from data.sources import InputFile
 from data.spec import DataSpec
+from data.stages.base import StageCount
 from data.tasks import CleanResult, CleanTask, read_index
 
 # Small files are cleaned together, up to this many bytes, so that a task is worth its overhead.
@@ -34,6 +35,8 @@ class Corpus:
     """Of the curriculum; held-out documents are packed as the last one's."""
     read: int
     drops: dict[str, int]
+    """Documents that were left out, by reason, whatever left them out."""
+    stages: tuple[StageCount, ...]
 
     def locate(self, numbers: Iterable[int]) -> Iterator[tuple[Path, tuple[int, ...]]]:
         for part, members in groupby(numbers, key=lambda n: int(self.part_N[n])):
@@ -50,7 +53,7 @@ def clean_tasks(data: DataSpec, files: list[list[InputFile]], work: Path) -> Ite
                 files=tuple(group),
                 source=source,
                 source_index=number,
-                min_characters=data.min_characters,
+                stages=data.stages,
                 max_document_bytes=data.max_document_bytes,
                 drop_bad=data.on_bad_document == "drop",
             )
@@ -82,8 +85,12 @@ def cells(data: DataSpec) -> dict[tuple[str, str], float]:
 def select(data: DataSpec, tasks: list[CleanTask], results: list[CleanResult]) -> Corpus:
     """Deduplicates and splits, over the whole corpus, by hash."""
     drops: Counter[str] = Counter()
+    stages = tuple(StageCount(spec.stage) for spec in data.stages)
     for result in results:
         drops.update(result.drops)
+        for mine, other in zip(stages, result.stages, strict=True):
+            mine.add(other)
+            drops.update(other.drops)
     names = list(cells(data))
     indices = [read_index(task.part) for task in tasks]
     hash_N = np.concatenate([hashes for hashes, _ in indices])
@@ -112,6 +119,7 @@ def select(data: DataSpec, tasks: list[CleanTask], results: list[CleanResult]) -
         segment_N=segment_N,
         read=sum(result.read for result in results),
         drops=dict(sorted(drops.items())),
+        stages=stages,
     )
     _require_documents(data, corpus, names)
     return corpus

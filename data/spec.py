@@ -3,27 +3,10 @@
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-
-class Spec(BaseModel):
-    """Base of every part of a job spec: unknown keys are errors, numbers are finite, values never change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class Misfit(ValueError):
-    """Values that are each in order and do not go together. Any of ``fields`` may be to blame: dotted names below the model
-    that raises it, the likeliest first."""
-
-    def __init__(self, detail: str, *fields: str) -> None:
-        super().__init__(detail)
-        self.fields = fields
-
-
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-"""What torch's and NumPy's generators both take."""
-Weight = Annotated[float, Field(gt=0)]
+from data.spec_base import Misfit, Seed, Spec, Weight
+from data.stages.registry import PRESETS, StageSpec, given_stages
 
 
 class SourceSpec(Spec):
@@ -74,8 +57,9 @@ class DataSpec(Spec):
     document_alignment: int = Field(default=1, ge=1)
     """Documents begin at multiples of this many tokens in their row, for attention that works in blocks (``hierarchical``);
     the gaps are padding. Divides every sequence length."""
-    min_characters: int = Field(default=32, ge=0)
-    """Shorter documents are dropped, with that reason in the report."""
+    stages: Annotated[tuple[StageSpec, ...], BeforeValidator(given_stages)] = PRESETS["quickstart"]  # type: ignore[assignment]
+    """What each document goes through, in order, before deduplication: a list of stages with their settings, or a preset
+    (``quickstart``, ``none``). What a stage drops is in the report, with its reason."""
     max_document_bytes: int = Field(default=16 * 2**20, ge=1)
     """A larger document is a bad document: see ``on_bad_document``."""
     on_bad_document: Literal["error", "drop"] = "error"

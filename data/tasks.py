@@ -23,7 +23,8 @@ from data.selection import Ints, text_hash
 from data.shards import write_shard
 from data.sources import InputFile, read_file, require_unchanged
 from data.spec import SourceSpec
-from data.stages import Length, Normalise, clean
+from data.stages.base import Stage, StageCount, clean
+from data.stages.registry import StageSpec, make_stage
 from data.tokenizer import Tokenizer
 
 _PART = pa.schema([("text", pa.large_string()), ("hash", pa.uint64()), ("bytes", pa.int64())])
@@ -52,7 +53,7 @@ class CleanTask:
     files: tuple[InputFile, ...]
     source: SourceSpec
     source_index: int
-    min_characters: int
+    stages: tuple[StageSpec, ...]
     max_document_bytes: int
     drop_bad: bool
 
@@ -67,6 +68,8 @@ class CleanResult:
     read: int = 0
     kept: int = 0
     drops: dict[str, int] = field(default_factory=dict)
+    """Of what the source held in place of documents."""
+    stages: tuple[StageCount, ...] = ()
     failure: Failure | None = None
 
 
@@ -120,6 +123,7 @@ def clean_files(task: CleanTask) -> CleanResult:
     if marker.is_file():
         return _CLEAN_RESULT.validate_json(marker.read_bytes())
     drops: Counter[str] = Counter()
+    counts = tuple(StageCount(spec.stage) for spec in task.stages)
     read = 0
 
     def documents() -> Iterator[Document]:
@@ -134,12 +138,18 @@ def clean_files(task: CleanTask) -> CleanResult:
                 raise _Stop(Failure(item.detail, _pointer(task, item.field), document=True))
 
     try:
-        kept = _write_part(task.part, clean(documents(), (Normalise(), Length(task.min_characters)), drops))
+        kept = _write_part(task.part, clean(documents(), _stages(task.stages), counts))
     except _Stop as stop:
         return CleanResult(task.index, failure=stop.failure)
-    result = CleanResult(task.index, read, kept, dict(sorted(drops.items())))
+    result = CleanResult(task.index, read, kept, dict(sorted(drops.items())), counts)
     write_atomically(marker, _CLEAN_RESULT.dump_json(result))
     return result
+
+
+@lru_cache(maxsize=1)
+def _stages(specs: tuple[StageSpec, ...]) -> tuple[Stage, ...]:
+    """Made once a process: some load lists or models."""
+    return tuple(make_stage(spec) for spec in specs)
 
 
 def _read(task: CleanTask) -> Iterator[Document | Bad]:

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 
-from data.spec import DataSpec, Spec, TokenizerSpec
+from data.spec import DataSpec, TokenizerSpec
+from data.spec_base import Spec
 from workers.attempt import Phase
 from workers.spec import TrainSpec
 

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from data.errors import MantaError
-from data.spec import Misfit
+from data.spec_base import Misfit
 from service.spec import DataJob, TrainJob
 from workers.plan import plan
 

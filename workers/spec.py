@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from data.curriculum import BatchSizes, Curriculum, steps_for
-from data.spec import DataSpec, Misfit, Seed, Spec, TokenizerSpec
+from data.spec import DataSpec, TokenizerSpec
+from data.spec_base import Misfit, Seed, Spec
 from workers.model.spec import ModelSpec
 from workers.sizes import parse_bytes
 

@@ -37,7 +37,9 @@ def write(path: Path, content: bytes) -> str:
 
 def data_spec(*sources: SourceSpec | str, **settings: Any) -> DataSpec:
     given = tuple(SourceSpec(path=source) if isinstance(source, str) else source for source in sources)
-    return DataSpec.model_validate({"sources": given, "sequence_length": 32, "min_characters": 8, **settings})
+    return DataSpec.model_validate(
+        {"sources": given, "sequence_length": 32, "stages": ["normalise", {"stage": "length", "min_characters": 8}], **settings}
+    )
 
 
 Preparation = Callable[..., Prepared]

@@ -1,20 +1,21 @@
 """Stages, and the choice of what is kept and held out."""
 
-from collections import Counter
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.documents import Document
 from data.selection import first_of_each, held_out, partition, sample, text_hash
-from data.stages import Length, Normalise, clean
+from data.stages.base import StageCount, clean
+from data.stages.length import Length, LengthSpec
+from data.stages.normalise import Normalise, NormaliseSpec
 
 
-def cleaned(*texts: str, minimum: int = 0) -> tuple[list[str], Counter[str]]:
-    drops: Counter[str] = Counter()
+def cleaned(*texts: str, minimum: int = 0) -> tuple[list[str], dict[str, int]]:
+    stages = [Normalise(NormaliseSpec()), Length(LengthSpec(min_characters=minimum))]
+    counts = [StageCount("normalise"), StageCount("length")]
     documents = (Document(text, "", "en", "web") for text in texts)
-    return [d.text for d in clean(documents, [Normalise(), Length(minimum)], drops)], drops
+    return [d.text for d in clean(documents, stages, counts)], counts[0].drops | counts[1].drops
 
 
 def test_text_is_normalised() -> None:

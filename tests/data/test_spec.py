@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from data.spec import DataSpec, SourceSpec, Spec, TokenizerSpec
+from data.spec import DataSpec, SourceSpec, TokenizerSpec
+from data.spec_base import Spec
 from workers.spec import TrainingSpec
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from data.spec import Misfit, Spec
+from data.spec_base import Misfit, Spec
 from workers.model.presets import PRESETS, PresetName
 
 

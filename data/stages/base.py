@@ -1,0 +1,83 @@
+"""A stage maps a document to a document or to a drop, and a drop always has a reason.
+
+Only ``clean`` counts; stages know nothing of files, executors or reports. A stage is one file with its spec (pydantic, imported
+by everybody who reads job specs) and its class (whatever that needs is imported when it is made), and a line in
+``data/stages/registry.py``.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from data.documents import Document
+
+EXAMPLES = 10
+"""Dropped documents that are shown for each reason."""
+EXAMPLE_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    reason: str
+    """A short name that is counted: ``mean_word_length``."""
+    detail: str = ""
+    """The figure that decided: ``11.2``."""
+
+
+class Stage(Protocol):
+    def __call__(self, document: Document) -> Document | Drop: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A document that was dropped."""
+
+    id: str
+    detail: str
+    text: str
+    """Its beginning."""
+
+
+@dataclass(slots=True)
+class StageCount:
+    """What one stage saw. Counts of tasks add up."""
+
+    stage: str
+    documents: int = 0
+    """That came to it."""
+    bytes: int = 0
+    """Of their text, UTF-8."""
+    drops: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+    """By reason, the first ones."""
+
+    def drop(self, drop: Drop, document: Document) -> None:
+        self.drops[drop.reason] = self.drops.get(drop.reason, 0) + 1
+        shown = self.examples.setdefault(drop.reason, [])
+        if len(shown) < EXAMPLES:
+            shown.append(Example(document.id, drop.detail, document.text[:EXAMPLE_CHARACTERS]))
+
+    def add(self, other: "StageCount") -> None:
+        """Take in the counts of documents further on."""
+        self.documents += other.documents
+        self.bytes += other.bytes
+        for reason, count in other.drops.items():
+            self.drops[reason] = self.drops.get(reason, 0) + count
+        for reason, examples in other.examples.items():
+            mine = self.examples.setdefault(reason, [])
+            mine.extend(examples[: EXAMPLES - len(mine)])
+
+
+def clean(documents: Iterable[Document], stages: Sequence[Stage], counts: Sequence[StageCount]) -> Iterator[Document]:
+    """Each document through every stage in turn; ``counts``, one a stage, take in what came and what fell out."""
+    for document in documents:
+        for stage, count in zip(stages, counts, strict=True):
+            count.documents += 1
+            count.bytes += len(document.text.encode())
+            outcome = stage(document)
+            if isinstance(outcome, Drop):
+                count.drop(outcome, document)
+                break
+            document = outcome
+        else:
+            yield document

@@ -1,0 +1,29 @@
+"""Unicode NFC, one kind of newline, no control characters, no blank ends."""
+
+import re
+import unicodedata
+from typing import Literal
+
+from data.documents import Document
+from data.spec_base import Spec
+from data.stages.base import Drop
+
+# C0 and C1 controls but tab and newline, the byte-order mark, and U+2581, which SentencePiece uses for a space.
+_UNWANTED = {c: None for c in (*range(32), *range(127, 160), 0xFEFF) if c not in (9, 10)} | {0x2581: " "}
+_NEWLINES = re.compile(r"\r\n?|\u2028|\u2029")
+
+
+class NormaliseSpec(Spec):
+    """Unicode NFC, one kind of newline, no control characters, no blank ends."""
+
+    stage: Literal["normalise"] = "normalise"
+
+
+class Normalise:
+    def __init__(self, spec: NormaliseSpec) -> None:
+        pass
+
+    def __call__(self, document: Document) -> Document | Drop:
+        text = _NEWLINES.sub("\n", document.text).translate(_UNWANTED)
+        document.text = unicodedata.normalize("NFC", text).strip()
+        return document

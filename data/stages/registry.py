@@ -1,0 +1,40 @@
+"""The stages by name, and the lists of them that have a name. One line a stage in each table."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from data.spec_base import Spec
+from data.stages.base import Stage
+from data.stages.length import Length, LengthSpec
+from data.stages.normalise import Normalise, NormaliseSpec
+
+StageSpec = Annotated[NormaliseSpec | LengthSpec, Field(discriminator="stage")]
+
+_MAKERS: Mapping[type[Spec], Callable[[Any], Stage]] = {
+    NormaliseSpec: Normalise,
+    LengthSpec: Length,
+}
+
+PRESETS: Mapping[str, tuple[Spec, ...]] = {
+    "none": (),
+    "quickstart": (NormaliseSpec(), LengthSpec()),
+}
+"""``data_pipeline.stages`` by name."""
+
+
+def make_stage(spec: Spec) -> Stage:
+    """The stage that a spec describes, with all that it needs to run."""
+    return _MAKERS[type(spec)](spec)
+
+
+def given_stages(value: Any) -> Any:
+    """A preset's name as its stages; names of stages in a list as stages with their defaults."""
+    if isinstance(value, str):
+        if value not in PRESETS:
+            raise ValueError(f"{value!r} is no list of stages and no preset; there are {', '.join(PRESETS)}")
+        return PRESETS[value]
+    if isinstance(value, list | tuple):
+        return tuple({"stage": each} if isinstance(each, str) else each for each in value)
+    return value
