@@ -5,6 +5,7 @@ Legend: R rows of a micro-batch, T positions, V vocabulary, L mixture-of-experts
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -190,7 +191,8 @@ class Engine:
         totals = torch.zeros(2, dtype=torch.float64, device=self.mesh.device)
         for batch in micro_batches:
             inputs = make(self.spec.model, batch or self._padding(), self.mesh.device, self.model.dtype)
-            ce = self.model(inputs).cross_entropy
+            with self._uncompiled() if one_token_context else nullcontext():
+                ce = self.model(inputs).cross_entropy
             totals += torch.stack([ce.double(), (inputs.targets_BT != IGNORED).sum().double()])
         loss_sum, targets = self.mesh.sum(totals).tolist()
         return loss_sum / max(targets, 1.0)
@@ -198,7 +200,12 @@ class Engine:
     @torch.no_grad()
     def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """[B, T, V] in fp32 for rows of one document each."""
-        return self.model(whole_rows(self.spec.model, tokens_BT, self.mesh.device, self.model.dtype), logits=True)
+        with self._uncompiled():
+            return self.model(whole_rows(self.spec.model, tokens_BT, self.mesh.device, self.model.dtype), logits=True)
+
+    def _uncompiled(self) -> AbstractContextManager[object]:
+        """For what runs a few times in shapes of its own, such as texts that grow: compiling it would take longer."""
+        return torch.compiler.set_stance("force_eager") if self.spec.training.compile else nullcontext()
 
     def inputs(self, batch: Batch | None) -> Input:
         """A micro-batch of the data room on the device; None gives one of padding only, which weighs nothing."""
