@@ -22,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -56,6 +57,8 @@ AGREEING_STEPS = 5
 ROUNDS = 9
 PARTED_STEPS = 3
 TARGETS = {"bf16_vs_hf_autocast": 1.4, "bf16_vs_hf_fp32": 1.8, "bf16_vs_hf_compiled": 1.2, "fp32_vs_hf_fp32": 1.1}
+DATA_WAIT, OFF_PLAN = 0.01, 0.1
+"""Of a step's time, what it may wait for data; of the planned bytes, how far its peak may be from them."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 RECIPE = Recipe(learning_rate=3e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, clip_grad_norm=1.0)
 Step = Callable[[int], float]
@@ -80,7 +83,7 @@ def spec(precision: str, *, compiled: bool = True) -> TrainSpec:
                 "steps": 1000,
                 "global_batch_size": ROWS,
                 "micro_batch_size": ROWS,
-                "learning_rate": RECIPE.learning_rate,
+                **asdict(RECIPE),
                 "learning_rate_schedule": "constant",
                 "warmup_steps": 0,
                 "precision": precision,
@@ -159,15 +162,17 @@ class Peers:
         peer = Peer(self.directory, RECIPE, experts=experts, autocast=autocast, compiled=compiled)
         return lambda step: peer.step(torch.from_numpy(self.rows(step).tokens).long())
 
-    def best(self, *, autocast: bool) -> str:
-        """The fastest of the expert implementations, by CPU seconds of the fastest of four steps, taken in turns.
+    def best(self, *, autocast: bool = False, compiled: bool = False) -> str:
+        """The fastest of the expert implementations, by CPU seconds of the fastest of four steps, taken in turns; the first one
+        compiles.
 
         ``batched_mm`` is left out: it keeps a copy of the experts' matrices for every token's choice, here 32 GB.
         """
-        steps = {experts: self.make(experts, autocast=autocast) for experts in ("eager", "grouped_mm")}
+        steps = {experts: self.make(experts, autocast=autocast, compiled=compiled) for experts in ("eager", "grouped_mm")}
         rounds = [{experts: cpu_seconds(step, i) for experts, step in steps.items()} for i in range(4)]
         seconds = {experts: min(each[experts] for each in rounds) for experts in steps}
-        mode = "autocast" if autocast else "fp32"
+        torch.compiler.reset()
+        mode = ("autocast" if autocast else "fp32") + (", compiled" if compiled else "")
         say(f"transformers in {mode}: " + ", ".join(f"{experts} {value:.2f} s a step" for experts, value in seconds.items()))
         return min(seconds, key=lambda experts: seconds[experts])
 
@@ -180,11 +185,13 @@ def cpu_seconds(step: Step, number: int) -> float:
 
 def require_agreement(losses: dict[str, list[float]]) -> dict[str, float]:
     """The largest difference between our losses and the peer's, in each precision."""
-    pairs = {"fp32": ("fp32", "hf_fp32"), "bf16": ("bf16", "hf_autocast")}
-    found = {}
-    for precision, (ours, theirs) in pairs.items():
-        found[precision] = max(abs(a - b) for a, b in zip(losses[ours], losses[theirs], strict=True))
-        assert found[precision] <= TOLERANCE[precision], f"{precision}: {losses[ours]} here, {losses[theirs]} there"
+    pairs = {"fp32": ("fp32", ["hf_fp32"]), "bf16": ("bf16", ["hf_autocast", "hf_compiled"])}
+    found = dict.fromkeys(pairs, 0.0)
+    for precision, (ours, peers) in pairs.items():
+        for peer in peers:
+            apart = max(abs(a - b) for a, b in zip(losses[ours], losses[peer], strict=True))
+            assert apart <= TOLERANCE[precision], f"{precision}: {losses[ours]} here, {losses[peer]} in {peer}"
+            found[precision] = max(found[precision], apart)
         assert losses[ours][-1] < losses[ours][0] - 0.1, f"nothing is learned: {losses[ours]}"
     return found
 
@@ -261,14 +268,18 @@ def measure(directory: Path) -> dict[str, Any]:
     weights = initial_weights(Engine.build(spec("fp32", compiled=False), Membership(), VOCABULARY))
     export(weights, directory)
     peers = Peers(directory, rows)
-    experts = {"fp32": peers.best(autocast=False), "autocast": peers.best(autocast=True)}
+    experts = {
+        "fp32": peers.best(),
+        "autocast": peers.best(autocast=True),
+        "compiled": peers.best(autocast=True, compiled=True),
+    }
     ours = {precision: Ours(weights, rows, spec(precision)) for precision in ("bf16", "fp32")}
     seconds, apart = race(
         {
             **ours,
             "hf_fp32": peers.make(experts["fp32"]),
             "hf_autocast": peers.make(experts["autocast"], autocast=True),
-            "hf_compiled": peers.make(experts["autocast"], autocast=True, compiled=True),
+            "hf_compiled": peers.make(experts["compiled"], autocast=True, compiled=True),
         }
     )
     recompiles = sum(each.graphs for each in ours.values())
@@ -297,7 +308,10 @@ def main() -> None:
         figures = measure(Path(directory))
     for part in PARTS:
         say(f"{part:10} {figures[f'part_{part}_share']:6.1%}")
-    missed = {key: figures[key] for key, least in TARGETS.items() if figures[key] < least}
+    wrong = [key for key, least in TARGETS.items() if figures[key] < least]
+    wrong += ["data_wait_share"] * (figures["data_wait_share"] >= DATA_WAIT)
+    wrong += ["peak_over_plan"] * (abs(figures["peak_over_plan"] - 1) > OFF_PLAN)
+    missed = {key: figures[key] for key in wrong}
     figures |= {
         "targets": TARGETS,
         "missed": missed,
