@@ -176,6 +176,7 @@ def test_a_model_that_the_decoder_cannot_take_over_says_why(name: str, directory
         ({"num_experts_per_tok": 3, "norm_topk_prob": False}, "num_experts_per_tok 2 there, 3 in model, norm_topk_prob True"),
         ({"rope_theta": 5e5}, r"rope_theta 10000\.0 there, 500000\.0 in model"),
         ({"qk_norm": "head"}, "qk_norm None there, head in model"),
+        ({"max_position_embeddings": 262_144}, "max_position_embeddings 131072 there, 262144 in model"),
         ({"attention": "mla"}, "attention gqa there, mla in model"),
         ({"n_routed_experts": 0}, "n_routed_experts 8 there, none in model"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings False there, True in model"),
@@ -199,6 +200,14 @@ def test_fields_that_only_training_needs_may_differ(directory: Path) -> None:
     free = {"dropout": 0.1, "num_nextn_predict_layers": 1, "router_aux_loss_coef": 0.01, "mtp_loss_coef": 0.1}
     model = ModelSpec.model_validate({**SPEC.model_dump(), **free, "router_bias_update_rate": 0.0, "initializer_range": 0.006})
     assert read_all(directory, model).keys() == read_all(directory).keys()
+
+
+def test_shorter_rows_are_read_and_longer_ones_where_positions_are_stretched(directory: Path) -> None:
+    yarn = {"rope_scaling": {"factor": 2, "original_max_position_embeddings": 131_072}}
+    for change in ({"max_position_embeddings": 512}, yarn | {"max_position_embeddings": 262_144}):
+        assert (
+            read_all(directory, ModelSpec.model_validate({**SPEC.model_dump(), **change})).keys() == read_all(directory).keys()
+        )
 
 
 def test_a_layer_behind_the_last_is_of_multi_token_prediction(directory: Path) -> None:

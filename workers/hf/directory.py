@@ -41,6 +41,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def require_same_model(directory: Path, theirs: ModelSpec, ours: ModelSpec) -> None:
     """Patterns of attention and the memory of segments need no weights: the job's own word stands."""
     there, here = facts(theirs), facts(ours)
+    if there["rope_scaling"] == here["rope_scaling"] and ours.max_position_embeddings > theirs.max_position_embeddings:
+        # Rows longer than it was made for, with nothing that stretches its positions.
+        there = there | {"max_position_embeddings": theirs.max_position_embeddings}
+        here = here | {"max_position_embeddings": ours.max_position_embeddings}
     if there["rope_scaling"] is None:
         # Who stretches the context of a model that was trained without does it on purpose: None is what the field begins with.
         here = here | {"rope_scaling": None}
