@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from data.errors import MantaError
 from workers.model.footprint import Mode
+from workers.sizes import in_words
 
 
 class RecomputeBudgetTooSmall(MantaError):
@@ -34,8 +35,8 @@ def choose(kept: Sequence[Mapping[Mode, int]], budget: int) -> list[Mode]:
                 modes[i], total = mode, total - saved
     if total > budget:
         raise RecomputeBudgetTooSmall(
-            f"activations take {total} bytes a micro-batch with everything recomputed, {total - budget} more than the budget of"
-            f" {budget}; raise it, lower micro_batch_size or shorten the sequence",
+            f"activations take {in_words(total)} a micro-batch with everything recomputed, {in_words(total - budget)} more than"
+            f" the budget of {in_words(budget)}; raise it, lower micro_batch_size or shorten the sequence",
             pointer="/training/activation_bytes",
         )
     return modes

@@ -71,9 +71,12 @@ def too_large(spec: TrainSpec, total: int) -> tuple[str, str] | None:
     allowed = limit(spec)
     if allowed is None or total <= allowed.bytes:
         return None
-    texts = [_words(spec, way) for way in ways_out(spec, allowed.bytes)]
+    ways = ways_out(spec, allowed.bytes)
+    texts = [_words(spec, way) for way in ways]
     texts = (texts if len(texts) >= WAYS else texts + _smaller_presets(spec, allowed.bytes))[:WAYS]
     fits = f"; these would fit: {'; '.join(texts)}" if texts else "; choose a smaller model"
+    if not ways:
+        fits = f"; {_at_the_most(spec)}{fits}"
     missing = f"{in_words(total - allowed.bytes)} more than the {in_words(allowed.bytes)} that are there"
     return allowed.pointer, f"a worker needs {in_words(total)}, {missing}{fits}"
 
@@ -88,6 +91,15 @@ def ways_out(spec: TrainSpec, allowed: int) -> list[Way]:
         if len(found) >= WAYS or any(not way.changes for way in found):
             break
     return sorted(found, key=lambda way: (len(way.changes) + log2(way.workers / spec.world_size), way.total))
+
+
+def _at_the_most(spec: TrainSpec) -> str:
+    """What the strongest settings come to: what is left is weights that each worker gathers whole."""
+    strongest = {name: values[-1] for name, values in _options(spec).items()}
+    workers = spec.world_size * 2**DOUBLINGS
+    total = needed(_changed(spec, workers, strongest)).total
+    settings = ", ".join(f"{name} {value}" for name, value in strongest.items())
+    return f"even {workers} workers{' with ' if settings else ''}{settings} need {in_words(total)} each"
 
 
 def _smallest_changes(spec: TrainSpec, workers: int, allowed: int) -> list[Way]:

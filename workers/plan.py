@@ -153,7 +153,8 @@ def _batches(spec: TrainSpec, micro_batches: int, per_worker: int) -> list[Probl
     if micro_batches < spec.world_size:
         detail = (
             f"global_batch_size {spec.training.global_batch_size} is {micro_batches} micro-batches of"
-            f" {spec.training.micro_batch_size}, too few for {spec.world_size} workers"
+            f" {spec.training.micro_batch_size}, too few for {spec.world_size} workers; raise it to"
+            f" {spec.world_size * spec.training.micro_batch_size}, or lower micro_batch_size"
         )
         found.append(Problem(code="batch_too_small", pointer="/training/global_batch_size", detail=detail))
     elif stated not in ("auto", per_worker):
@@ -170,8 +171,10 @@ def _notes(spec: TrainSpec, micro_batches: int, per_worker: int) -> list[str]:
     if idle := per_worker * spec.world_size - micro_batches:
         notes.append(f"{idle} of {per_worker * spec.world_size} micro-batch places of a step are empty: workers wait there")
     vocabulary, name = spec.tokenizer.vocab_size, spec.model.preset
-    if name is not None and vocabulary != (published := PRESETS[name].vocab_size):
+    if name is not None and spec.tokenizer.path is None and vocabulary != (published := PRESETS[name].vocab_size):
         notes.append(f"tokenizer.vocab_size is {vocabulary}; the published model of preset {name} has {published}")
     if spec.tokenizer.path is not None:
         notes.append(f"counted with vocab_size {spec.tokenizer.vocab_size}; {spec.tokenizer.path} has the last word")
+    if (warmup := spec.training.resolved_warmup_steps(spec.total_steps)) >= spec.total_steps:
+        notes.append(f"the warm-up takes {warmup} steps and the run {spec.total_steps}: it ends before the full learning rate")
     return notes

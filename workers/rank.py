@@ -6,6 +6,7 @@ process.
 """
 
 import json
+import logging
 import os
 import re
 import socket
@@ -23,6 +24,8 @@ from workers.attempt import Order
 from workers.logs import log_path, logged_to, tail
 from workers.reporter import Reporter
 from workers.spec import TrainSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def run_rank(config: dict[str, Any]) -> dict[str, Any]:
         try:
             return _train(order, Path(config["prepared"]), place, reporter)
         except Exception as error:
-            traceback.print_exc()
+            _say(error)
             _leave_note(order, place, reporter.last_step, error)
             raise
         finally:
@@ -194,6 +197,14 @@ def _checkpoint_reports(reporter: RankReporter) -> Callable[[dict[str, Any]], No
             reporter.event(f"checkpoint_{kind}", f"checkpoint {event['path']} is {kind}", step=event["step"])
 
     return report
+
+
+def _say(error: Exception) -> None:
+    """Into the log: one line where the user can mend it, else where it comes from."""
+    if isinstance(error, MantaError):
+        logger.error("%s: %s", error.code, error.detail)
+    else:
+        traceback.print_exc()
 
 
 def _leave_note(order: Order, place: Place, step: int | None, error: Exception) -> None:

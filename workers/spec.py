@@ -239,7 +239,24 @@ class TrainSpec(Spec):
         block = model.get("hierarchical_block", ModelSpec.model_fields["hierarchical_block"].default)
         if not isinstance(block, int) or block < 1:
             return given  # the model's own error says so
+        segments = data.get("curriculum") or [data]
+        lengths = [part.get("sequence_length", DataSpec.model_fields["sequence_length"].default) for part in segments]
+        if odd := [length for length in lengths if isinstance(length, int) and length % block]:
+            raise Misfit(
+                f"model.hierarchical_block {block} does not divide rows of {odd[0]} tokens; choose a block that divides"
+                " data_pipeline.sequence_length, and every length of a curriculum",
+                *("model.hierarchical_block", "data_pipeline.curriculum", "data_pipeline.sequence_length"),
+            )
         return {**given, "data_pipeline": {**data, "document_alignment": block}}
+
+    @model_validator(mode="after")
+    def _one_dropout(self) -> Self:
+        if self.model.dropout and self.training.adaptive_dropout is not None:
+            raise Misfit(
+                f"model.dropout {self.model.dropout:g} and training.adaptive_dropout are both given; give one",
+                *("model.dropout", "training.adaptive_dropout"),
+            )
+        return self
 
     @model_validator(mode="after")
     def _rows_fit_the_model(self) -> Self:

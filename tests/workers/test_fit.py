@@ -145,3 +145,12 @@ def test_workers_of_one_machine_share_its_memory() -> None:
 def test_nothing_stated_is_nothing_compared() -> None:
     assert limit(of(gpu_config={"gpus_per_node": 8, "cpu_memory": "2TB"})) is None
     assert limit(TrainSpec()) is None
+
+
+def test_where_nothing_of_the_recipe_helps_it_says_how_far_the_strongest_settings_get() -> None:
+    made = plan(of(model={"preset": "deepseek-v3"}, gpu_config=H100S, training={"global_batch_size": 64}))
+    detail = next(problem.detail for problem in made.problems if problem.code == "too_large")
+    found = re.search(r"even \d+ workers with activation_checkpointing full, .*precision bf16 need (\d+\.\d) GiB each", detail)
+    assert found is not None
+    assert float(found[1]) > 80
+    assert "; these would fit: model.preset " in detail

@@ -226,7 +226,7 @@ def test_a_mode_that_saves_nothing_is_not_chosen() -> None:
 
 
 def test_a_budget_below_full_recomputation_says_what_is_missing() -> None:
-    with pytest.raises(RecomputeBudgetTooSmall, match=r"take 30 bytes .* 1 more than the budget of 29"):
+    with pytest.raises(RecomputeBudgetTooSmall, match=r"take 30 B .* 1 B more than the budget of 29 B"):
         choose([kept(100, 40, 10)] * 3, 29)
     assert choose([], 0) == []
 

@@ -148,7 +148,7 @@ def test_a_field_that_does_not_fit_its_preset_is_pointed_at() -> None:
         (
             {"model": {"attention_pattern": "hierarchical"}, "data_pipeline": {"sequence_length": 96}},
             "/data_pipeline/sequence_length",
-            "document_alignment 64 does not divide sequence_length 96",
+            "model.hierarchical_block 64 does not divide rows of 96",
         ),
         (
             {"model": {"segment_length": 96}},
@@ -253,3 +253,22 @@ def test_a_spec_with_its_defaults_filled_in_is_the_same_spec(training: dict[str,
 def test_specs_import_neither_torch_nor_ray() -> None:
     code = "import sys, service.spec, workers.attempt; sys.exit(bool({'torch', 'ray', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_block_that_does_not_divide_the_rows_is_named_and_not_the_alignment_that_follows_from_it() -> None:
+    given = {
+        "model": {"attention_pattern": "hierarchical", "hierarchical_block": 64},
+        "data_pipeline": {
+            "sequence_length": 128,
+            "curriculum": [{"sequence_length": 32, "fraction": 0.5}, {"sequence_length": 128, "fraction": 0.5}],
+        },
+    }
+    with pytest.raises(ValidationError, match="model.hierarchical_block 64 does not divide rows of 32 tokens"):
+        TrainSpec.model_validate(given)
+
+
+def test_dropout_is_either_fixed_or_follows_the_held_out_loss() -> None:
+    training = {"adaptive_dropout": {}, "eval_interval": 5}
+    with pytest.raises(ValidationError, match=r"model.dropout 0.4 and training.adaptive_dropout are both given"):
+        TrainSpec.model_validate({"model": {"dropout": 0.4}, "training": training})
+    assert TrainSpec.model_validate({"training": training}).training.adaptive_dropout is not None
