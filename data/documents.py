@@ -11,6 +11,8 @@ class Document:
     id: str
     language: str
     domain: str
+    url: str = ""
+    """Where it was found; empty where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

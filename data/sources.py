@@ -236,7 +236,7 @@ def _parse(line: bytes, where: str, source: SourceSpec) -> Document | Bad:
     if not isinstance(value, dict) or source.text_field not in value:
         has = f"it has {', '.join(sorted(value)[:8]) or 'none'}" if isinstance(value, dict) else "it is not an object"
         return Bad("no_text_field", f"{where}: no field {source.text_field!r}; {has}", "text_field")
-    return _text_value(value[source.text_field], where, source)
+    return _with_url(_text_value(value[source.text_field], where, source), value.get(source.url_field), where, source)
 
 
 def _text_value(value: Any, where: str, source: SourceSpec) -> Document | Bad:
@@ -249,6 +249,16 @@ def _text_value(value: Any, where: str, source: SourceSpec) -> Document | Bad:
     return Document(value, where, source.language, source.domain)
 
 
+def _with_url(document: Document | Bad, url: Any, where: str, source: SourceSpec) -> Document | Bad:
+    """``url`` is what ``url_field`` holds; None where there is no such field, which is in order."""
+    if isinstance(document, Bad) or url is None:
+        return document
+    if not isinstance(url, str):
+        return Bad("not_text", f"{where}: field {source.url_field!r} is {type(url).__name__}, not text", "url_field")
+    document.url = url.encode(errors="replace").decode()  # half of a surrogate pair is no character
+    return document
+
+
 def _read_parquet(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
     row = 0
     with _open_raw(file.path) as stream:
@@ -259,10 +269,16 @@ def _read_parquet(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterat
                 has = ", ".join(names[:8])
                 yield Bad("no_text_field", f"{file.path}: no column {source.text_field!r}; it has {has}", "text_field")
                 return
-            for batch in parquet.iter_batches(batch_size=256, columns=[source.text_field]):
-                for scalar in batch.column(0):
+            if source.url_field is not None and source.url_field not in names:
+                has = ", ".join(names[:8])
+                yield Bad("no_url_field", f"{file.path}: no column {source.url_field!r}; it has {has}", "url_field")
+                return
+            columns = [name for name in (source.text_field, source.url_field) if name is not None]
+            for batch in parquet.iter_batches(batch_size=256, columns=columns):
+                at = [batch.schema.names.index(name) for name in columns]
+                for text, *url in zip(*(batch.column(i) for i in at), strict=True):
                     row += 1
-                    yield _parquet_value(scalar, f"{file.path}:row {row}", source, max_bytes)
+                    yield _parquet_value(text, url[0] if url else None, f"{file.path}:row {row}", source, max_bytes)
         except pa.ArrowInvalid as error:
             yield Bad("broken_parquet", f"{file.path}: not Parquet that can be read: {error}")
         except pa.ArrowException as error:
@@ -273,9 +289,10 @@ def _read_parquet(file: InputFile, source: SourceSpec, max_bytes: int) -> Iterat
             yield Bad("broken_parquet", f"{file.path}: unreadable after row {row}: {error}")
 
 
-def _parquet_value(scalar: Any, where: str, source: SourceSpec, max_bytes: int) -> Document | Bad:
+def _parquet_value(text: Any, url: Any, where: str, source: SourceSpec, max_bytes: int) -> Document | Bad:
     try:
-        document = _text_value(scalar.as_py(), where, source)
+        document = _text_value(text.as_py(), where, source)
+        document = _with_url(document, None if url is None else url.as_py(), where, source)
     except UnicodeDecodeError as error:
         return _not_utf8(where, error)
     large = isinstance(document, Document) and len(document.text.encode()) > max_bytes

@@ -18,6 +18,8 @@ class SourceSpec(Spec):
     over 64 KiB, many: one ends at the first blank line after 4 KiB, or else at the first line's end after 64 KiB."""
     text_field: str = "text"
     """The field that holds the text, in JSON lines and Parquet."""
+    url_field: str | None = None
+    """The field that holds the address where a document was found, for rules about addresses. A document may lack it."""
     language: str = "en"
     domain: str = "web"
     weight: Weight = 1.0

@@ -7,14 +7,23 @@ from pydantic import Field
 
 from data.spec_base import Spec
 from data.stages.base import Stage
+from data.stages.language import Language, LanguageSpec
 from data.stages.length import Length, LengthSpec
 from data.stages.normalise import Normalise, NormaliseSpec
+from data.stages.unicode_repair import UnicodeRepair, UnicodeRepairSpec
+from data.stages.url import Url, UrlSpec
 
-StageSpec = Annotated[NormaliseSpec | LengthSpec, Field(discriminator="stage")]
+StageSpec = Annotated[
+    NormaliseSpec | UnicodeRepairSpec | LengthSpec | LanguageSpec | UrlSpec,
+    Field(discriminator="stage"),
+]
 
 _MAKERS: Mapping[type[Spec], Callable[[Any], Stage]] = {
     NormaliseSpec: Normalise,
+    UnicodeRepairSpec: UnicodeRepair,
     LengthSpec: Length,
+    LanguageSpec: Language,
+    UrlSpec: Url,
 }
 
 PRESETS: Mapping[str, tuple[Spec, ...]] = {
