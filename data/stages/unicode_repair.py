@@ -25,7 +25,7 @@ class UnicodeRepairSpec(Spec):
 class UnicodeRepair:
     def __init__(self, spec: UnicodeRepairSpec) -> None:
         ftfy = library("ftfy", spec.stage)
-        self._fix_text = ftfy.fix_text
+        self._fix_text, self._is_bad = ftfy.fix_text, ftfy.is_bad
         self._skipped = frozenset(spec.skip_domains)
         self._config = ftfy.TextFixerConfig(
             unescape_html="auto" if spec.unescape_html else False,
@@ -41,7 +41,10 @@ class UnicodeRepair:
         )
 
     def __call__(self, document: Document) -> Document | Drop:
-        # Mojibake is made of characters beyond ASCII, entities are not.
-        if document.domain not in self._skipped and (self._config.unescape_html or not document.text.isascii()):
+        if document.domain not in self._skipped and (self._config.unescape_html or self._suspicious(document.text)):
             document.text = self._fix_text(document.text, self._config)
         return document
+
+    def _suspicious(self, text: str) -> bool:
+        """What ftfy asks of every line before it touches it; asked here, most documents never get there."""
+        return not text.isascii() and any(not line.isascii() and self._is_bad(line) for line in text.split("\n"))
