@@ -9,18 +9,19 @@ from data.errors import NotEnoughData, ShardError
 
 FILE_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.model"
-FORMAT = 3
+REPORT_NAME = "report.json"
+FORMAT = 4
 """Part of every data set's identity; raise it when the same input no longer gives the same bytes."""
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, Split] = ("train", "held_out")
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Count(_Record):
+class Count(Record):
     """How much of a cell is in one split. ``tokens`` counts begin and end marks, not padding."""
 
     documents: int = 0
@@ -28,7 +29,7 @@ class Count(_Record):
     rows: int = 0
 
 
-class Cell(_Record):
+class Cell(Record):
     """One (language, domain): its weight is the sum of its sources' weights."""
 
     language: str
@@ -42,7 +43,7 @@ class Cell(_Record):
         return f"{self.language}/{self.domain}"
 
 
-class Segment(_Record):
+class Segment(Record):
     """A part of the run with rows of one length (``DataSpec.curriculum``); without a curriculum there is one."""
 
     sequence_length: int
@@ -55,7 +56,7 @@ class Segment(_Record):
         return sum(cell.rows for cell in self.cells)
 
 
-class ShardInfo(_Record):
+class ShardInfo(Record):
     """One file of packed rows. Layout, little-endian uint32: ``tokens[rows, T]``, ``row_start[rows + 1]``,
     ``piece_length[pieces]``; row r holds the pieces ``row_start[r] .. row_start[r + 1]`` from its left edge on, each beginning
     at the next multiple of the manifest's ``document_alignment``."""
@@ -73,7 +74,7 @@ class ShardInfo(_Record):
     """xxh3-128 of the file."""
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Rows of a split are numbered through its shards in the order of ``shards``, which is by segment, then cell."""
 
     format: int = FORMAT
@@ -88,6 +89,8 @@ class Manifest(_Record):
     bos_id: int
     eos_id: int
     tokenizer_checksum: str
+    report_checksum: str = ""
+    """Of ``report.json``."""
     cells: tuple[Cell, ...]
     segments: tuple[Segment, ...]
     shards: tuple[ShardInfo, ...]

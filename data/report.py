@@ -1,0 +1,193 @@
+"""What became of the documents on their way into a prepared data set: the model of its ``report.json``.
+
+It is written before the manifest, which carries its checksum. Everything in it adds up over tasks, so it is the same whatever
+carried them out. ``data/summary.py`` makes it.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from data.errors import ShardError
+from data.files import checksum
+from data.manifest import REPORT_NAME, Count, Manifest, Record
+
+FORMAT = 1
+
+
+class Amount(Record):
+    """``bytes`` are UTF-8 of the documents' text."""
+
+    documents: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(documents=self.documents + other.documents, bytes=self.bytes + other.bytes)
+
+
+class Example(Record):
+    """A document that was dropped: where it lay, the figure that decided, and its beginning."""
+
+    id: str
+    detail: str
+    text: str
+
+
+class Step(Record):
+    """One step of the funnel: what came, and what did not go on, by reason."""
+
+    name: str
+    """``sources``, then the stages, then ``deduplicate``."""
+    came: Amount
+    """To ``sources``: everything that was read, of which broken documents have no bytes."""
+    drops: dict[str, int]
+    examples: dict[str, tuple[Example, ...]]
+    """The first ones of each reason, in reading order."""
+
+    @property
+    def dropped(self) -> int:
+        return sum(self.drops.values())
+
+
+class Histogram(Record):
+    """``counts[b]`` values v with ``2**b <= v < 2**(b + 1)``; bin 0 holds 0 too."""
+
+    counts: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, values: Iterable[int]) -> "Histogram":
+        counts: list[int] = []
+        for value in values:
+            place = max(value, 1).bit_length() - 1
+            counts += [0] * (place + 1 - len(counts))
+            counts[place] += 1
+        return cls(counts=tuple(counts))
+
+    def __add__(self, other: "Histogram") -> "Histogram":
+        short, long = sorted((self.counts, other.counts), key=len)
+        return Histogram(counts=(*(a + b for a, b in zip(short, long, strict=False)), *long[len(short) :]))
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts)
+
+
+class TextFigures(Record):
+    """What the tokenizer made of some documents; begin and end marks are not counted."""
+
+    bytes: int = 0
+    tokens: int = 0
+    unknown: int = 0
+    """Tokens that stand for text that the tokenizer cannot write."""
+    byte_pieces: int = 0
+    """Tokens of one byte each, where characters have no pieces of their own."""
+    lengths: Histogram = Histogram()
+    """Of documents, in tokens."""
+
+    def __add__(self, other: "TextFigures") -> "TextFigures":
+        return TextFigures(
+            bytes=self.bytes + other.bytes,
+            tokens=self.tokens + other.tokens,
+            unknown=self.unknown + other.unknown,
+            byte_pieces=self.byte_pieces + other.byte_pieces,
+            lengths=self.lengths + other.lengths,
+        )
+
+
+class LanguageTokens(Record):
+    """The tokenizer's figures over the documents of one language, training and held-out."""
+
+    language: str
+    figures: TextFigures
+    bytes_per_token: float
+    unknown_share: float
+    """Of the tokens."""
+    byte_share: float
+    """Of the tokens, those that are single bytes."""
+
+    @classmethod
+    def of(cls, language: str, figures: TextFigures) -> "LanguageTokens":
+        tokens = max(figures.tokens, 1)
+        return cls(
+            language=language,
+            figures=figures,
+            bytes_per_token=round(figures.bytes / tokens, 4),
+            unknown_share=round(figures.unknown / tokens, 6),
+            byte_share=round(figures.byte_pieces / tokens, 6),
+        )
+
+
+class CellFlow(Record):
+    """One (language, domain), as its sources state it, from the sources to the rows."""
+
+    language: str
+    domain: str
+    read: Amount
+    cleaned: Amount
+    """What passed every stage."""
+    kept: Amount
+    """And was no duplicate."""
+    train: Count
+    held_out: Count
+
+    @property
+    def name(self) -> str:
+        return f"{self.language}/{self.domain}"
+
+
+class Report(Record):
+    format: int = FORMAT
+    hash: str
+    """Identity of the data set."""
+    steps: tuple[Step, ...]
+    kept: Amount
+    """What is left at the end."""
+    cells: tuple[CellFlow, ...]
+    languages_found: dict[str, Amount]
+    """By the language that documents were in behind the last stage: as found where a stage ``language`` assigned it, as stated
+    by their sources otherwise. Before duplicates were dropped."""
+    duplicate_clusters: Histogram
+    """Sizes of the groups of documents of which one was kept; bin 0 is empty."""
+    lengths: Histogram
+    """Of the documents kept, in tokens."""
+    vocab_size: int
+    tokens: tuple[LanguageTokens, ...]
+
+    def shares(self, by: str, moment: str) -> dict[str, float]:
+        """Share of the bytes of each ``language`` or ``domain`` (``by``) in what was ``read``, ``cleaned`` or ``kept``."""
+        sums: dict[str, int] = {}
+        for cell in self.cells:
+            key = str(getattr(cell, by))
+            sums[key] = sums.get(key, 0) + getattr(cell, moment).bytes
+        total = sum(sums.values())
+        return {key: value / total if total else 0.0 for key, value in sums.items()}
+
+    @classmethod
+    def read(cls, directory: Path) -> "Report":
+        """
+        Raises:
+            ShardError: there is no data set, or no report, or it does not match the manifest's checksum.
+        """
+        path, stated = directory / REPORT_NAME, Manifest.read(directory).report_checksum
+        try:
+            if checksum(path) != stated:
+                raise ShardError(f"{path} does not match the checksum in the manifest: it is torn, or was edited")
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise ShardError(f"{directory} has no {REPORT_NAME}") from error
+        except ValidationError as error:
+            raise ShardError(f"{path} is not a report of this version: {error.errors()[0]['msg']}") from error
+
+
+def epochs(manifest: Manifest, tokens: int) -> dict[str, float]:
+    """How often a run of ``tokens`` tokens, padding among them, goes through each cell's training rows."""
+    weights = [cell.weight for cell in manifest.cells]
+    taken = [tokens * weight / sum(weights) for weight in weights]
+    held = [_tokens_of_rows(manifest, cell) for cell in range(len(weights))]
+    return {cell.name: share / max(rows, 1) for cell, share, rows in zip(manifest.cells, taken, held, strict=True)}
+
+
+def _tokens_of_rows(manifest: Manifest, cell: int) -> int:
+    counts: Sequence[Count] = [segment.cells[cell] for segment in manifest.segments]
+    return sum(count.rows * manifest.row_length(number) for number, count in enumerate(counts))
