@@ -1,6 +1,5 @@
 """Whether a job's tensors fit the memory that it states, and if not, what would make them fit. Free of torch."""
 
-from collections.abc import Iterator
 from itertools import product
 from math import log2
 from typing import Any, NamedTuple
@@ -17,6 +16,8 @@ WAYS = 3
 """How many are named."""
 GROUPED_MM_ROW_BYTES = 16
 """What torch's grouped matrix product wants rows to be multiples of."""
+SIZES = 8
+"""Smaller micro-batches that are tried."""
 DOUBLINGS = 12
 """How often the number of workers is doubled, itself among them, before a way out is sought in smaller models."""
 
@@ -127,7 +128,7 @@ def _options(spec: TrainSpec) -> dict[str, list[Any]]:
     options: dict[str, list[Any]] = {}
     if training.activation_bytes is None and training.activation_checkpointing != "full":
         options["activation_checkpointing"] = ["selective", "full"][training.activation_checkpointing == "selective" :]
-    if smaller := list(_divisors_below(training.micro_batch_size)):
+    if smaller := _divisors_below(training.micro_batch_size):
         options["micro_batch_size"] = smaller
     if training.moments_dtype == "fp32":
         options["moments_dtype"] = ["bf16"]
@@ -136,8 +137,10 @@ def _options(spec: TrainSpec) -> dict[str, list[Any]]:
     return options
 
 
-def _divisors_below(number: int) -> Iterator[int]:
-    return (part for part in range(number // 2, 0, -1) if number % part == 0)
+def _divisors_below(number: int) -> list[int]:
+    """From the largest down to 1; of many only some, evenly spread."""
+    parts = [part for part in range(number // 2, 0, -1) if number % part == 0]
+    return [parts[i] for i in sorted({round(at * (len(parts) - 1) / (SIZES - 1)) for at in range(SIZES)})] if parts else []
 
 
 def _fitting(spec: TrainSpec, workers: int, changes: dict[str, Any], allowed: int) -> int | None:
@@ -172,10 +175,17 @@ def _words(spec: TrainSpec, way: Way) -> str:
 
 
 def _smaller_presets(spec: TrainSpec, allowed: int) -> list[str]:
-    """Those that fit, and read rows as long, as the job stands, the largest first."""
+    """Those that fit, and read rows as long, the largest first: as the job stands, or with the strongest settings."""
     now = count_parameters(spec.model, spec.tokenizer.vocab_size).total
     names = sorted((name for name in PRESETS if PRESETS[name].total < now), key=lambda name: -PRESETS[name].total)
     models = ((name, ModelSpec.model_validate({"preset": name})) for name in names)
     long = ((name, model) for name, model in models if model.max_position_embeddings >= spec.data_pipeline.row_length)
-    totals = ((name, _if_at_most(spec.model_copy(update={"model": model}), allowed)) for name, model in long)
-    return [f"model.preset {name} ({in_words(total)})" for name, total in totals if total is not None]
+    found = []
+    for name, model in long:
+        smaller = spec.model_copy(update={"model": model})
+        for changes in ({}, {field: values[-1] for field, values in _options(smaller).items()}):
+            if (total := _fitting(smaller, spec.world_size, changes, allowed)) is not None:
+                settings = [f"{field} {value}" for field, value in changes.items()]
+                found.append(f"model.preset {name}{' with ' if settings else ''}{', '.join(settings)} ({in_words(total)})")
+                break
+    return found

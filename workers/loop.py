@@ -179,7 +179,7 @@ class _Run:
         """Rank 0 shuts out ghosts of earlier generations and chooses the newest whole checkpoint; all load that very one."""
         newest = self.choose_checkpoint()
         if newest is None:
-            weights = initial_state(self.spec, self.tokenizer.vocab_size)
+            weights = initial_state(self.spec, self.tokenizer)
             if weights is not None:
                 self.engine.load_weights(weights)
                 log.info("starts from the weights in %s", self.spec.init_from)

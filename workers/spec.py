@@ -29,7 +29,7 @@ class GpuConfig(Spec):
     cpu_memory: str | float | None = None
     """Of each machine, as ``2TB/node``; a number alone counts GiB."""
     gpu_memory: str | float | None = None
-    """Of each device, as ``80GB/H100``. Where it is stated, ``manta plan`` says what would not fit."""
+    """Of each device, as ``80GB/H100`` (GB counts GiB). Where it is stated, ``manta plan`` says what would not fit."""
 
     @field_validator("cpu_memory", "gpu_memory")
     @classmethod

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from tests.bench.patterns import ALLOWED, RUNS, verdicts
-from tests.bench.train import RECIPE, require_agreement, spec
+from tests.bench.train import RECIPE, ratio, require_agreement, spec
 
 LOSSES = {name: [9.0, 8.5, 8.0, 7.5, 7.0] for name in ("bf16", "fp32", "hf_fp32", "hf_autocast", "hf_compiled")}
 
@@ -28,6 +28,10 @@ def test_a_contender_whose_loss_differs_ends_the_race(name: str, loss: float) ->
 def test_a_race_in_which_nothing_is_learned_ends() -> None:
     with pytest.raises(AssertionError, match="nothing is learned"):
         require_agreement(dict.fromkeys(LOSSES, [9.0] * 5))
+
+
+def test_a_ratio_is_of_steps_of_one_round() -> None:
+    assert ratio({"bf16": [1.0, 2.0, 4.0], "peer": [2.0, 4.0, 8.8]}, "bf16_vs_peer") == 2.0
 
 
 def test_both_sides_have_one_recipe() -> None:

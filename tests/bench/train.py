@@ -4,7 +4,8 @@ The peer is ``transformers``: the same weights, exported, trained by the loop of
 rows of one document each with the same AdamW and clipping, in fp32, autocast to bf16, and that compiled; each with the
 fastest of its expert implementations that a short run before finds. Ours is ``Engine.train_step`` on batches of the data
 room, compiled, in bf16 with fp32 masters and in fp32. The losses of five steps are compared before anything is timed, so that
-nothing is skipped. Rounds interleave all; one thread; the time of a step is the process's CPU time, the median over the rounds.
+nothing is skipped. Rounds interleave all, each the other way round than the one before; one thread; the time of a step is the
+process's CPU time. A ratio is the median over the rounds of the ratio in a round, as a shared machine's speed drifts.
 
 Weights are normal, 0.02, everywhere: Manta's own initial values let blocks begin as the identity. The router's bias stays
 where it is, for the peer does not move it.
@@ -196,8 +197,8 @@ def require_agreement(losses: dict[str, list[float]]) -> dict[str, float]:
     return found
 
 
-def race(contenders: dict[str, Step]) -> tuple[dict[str, float], dict[str, float]]:
-    """CPU seconds of a step of each, and how far the losses of the first steps are apart."""
+def race(contenders: dict[str, Step]) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """CPU seconds of a step of each, by round, and how far the losses of the first steps are apart."""
     losses: dict[str, list[float]] = {name: [] for name in contenders}
     for name, step in contenders.items():
         before = time.perf_counter()
@@ -206,10 +207,16 @@ def race(contenders: dict[str, Step]) -> tuple[dict[str, float], dict[str, float
     apart = require_agreement(losses)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(ROUNDS):
-        for name, step in contenders.items():
+        for name, step in list(contenders.items())[:: -1 if i % 2 else 1]:
             seconds[name].append(cpu_seconds(step, AGREEING_STEPS + i))
         say(f"round {i + 1}: " + ", ".join(f"{name} {values[-1]:.3f} s" for name, values in seconds.items()))
-    return {name: median(values) for name, values in seconds.items()}, apart
+    return seconds, apart
+
+
+def ratio(seconds: dict[str, list[float]], key: str) -> float:
+    """Of ``ours_vs_peer``: the peer's time over ours, the median over the rounds."""
+    mine, peer = key.split("_vs_")
+    return median(b / a for a, b in zip(seconds[mine], seconds[peer], strict=True))
 
 
 def by_part(ours: Ours, dataset: PackedDataset, first: int) -> dict[str, float]:
@@ -285,11 +292,10 @@ def measure(directory: Path) -> dict[str, Any]:
     recompiles = sum(each.graphs for each in ours.values())
     assert not recompiles, f"{recompiles} graphs were compiled after the second step"
     figures: dict[str, Any] = {"bench": "train", "peer": f"transformers {transformers.__version__}, Glm4MoeForCausalLM"}
-    for key in TARGETS:
-        mine, peer = key.split("_vs_")
-        figures[key] = round(seconds[peer] / seconds[mine], 3)
-    figures |= {f"{name}_tokens_per_second": round(ROWS * LENGTH / value, 1) for name, value in seconds.items()}
-    figures |= {f"{name}_step_seconds": round(value, 4) for name, value in seconds.items()}
+    figures |= {key: round(ratio(seconds, key), 3) for key in TARGETS}
+    medians = {name: median(values) for name, values in seconds.items()}
+    figures |= {f"{name}_tokens_per_second": round(ROWS * LENGTH / value, 1) for name, value in medians.items()}
+    figures |= {f"{name}_step_seconds": round(value, 4) for name, value in medians.items()}
     figures |= {f"{precision}_loss_difference": value for precision, value in apart.items()}
     figures |= {f"hf_{mode}_experts": name for mode, name in experts.items()}
     say("time by part, and memory")
@@ -317,7 +323,7 @@ def main() -> None:
         "missed": missed,
         "torch": torch.__version__,
         "units": {
-            "vs": "the peer's CPU time a step / Manta's",
+            "vs": "the peer's CPU time a step / Manta's, median of the rounds' ratios",
             "step_seconds": "CPU seconds, median",
             "tokens_per_second": "tokens / CPU second, one thread",
             "share": "of a step's time",

@@ -154,3 +154,18 @@ def test_where_nothing_of_the_recipe_helps_it_says_how_far_the_strongest_setting
     assert found is not None
     assert float(found[1]) > 80
     assert "; these would fit: model.preset " in detail
+
+
+@pytest.mark.parametrize("preset", ["34b", "67b", "deepseek-v2-lite", "deepseek-v3", "r1-1200b"])
+def test_three_ways_out_are_named_whatever_is_too_large(preset: str) -> None:
+    made = plan(of(model={"preset": preset}, gpu_config=H100S, training={"global_batch_size": 256, "micro_batch_size": 32}))
+    detail = next(problem.detail for problem in made.problems if problem.code == "too_large")
+    assert detail.split("these would fit: ")[1].count("GiB)") + detail.split("these would fit: ")[1].count("MiB)") == 3
+
+
+def test_a_micro_batch_of_many_divisors_is_planned_as_fast_as_another() -> None:
+    ways = ways_out(
+        of(model={"preset": "7b"}, gpu_config=H100S, training={"global_batch_size": 720720, "micro_batch_size": 720720}),
+        80 * GIB,
+    )
+    assert ways

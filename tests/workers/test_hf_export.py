@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentencepiece import sentencepiece_model_pb2 as sentencepiece_pb2
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,7 +20,14 @@ from tests.workers.tiny import run_training, tiny_spec
 from workers.attempt import Desired
 from workers.checkpoint import CheckpointStore
 from workers.engine import Engine
-from workers.hf.errors import CheckpointUnreadable, JobUnreadable, NotExportable, OutputExists, TokenizerMismatch
+from workers.hf.errors import (
+    CheckpointUnreadable,
+    JobUnreadable,
+    NotExportable,
+    OutputExists,
+    PretrainedMismatch,
+    TokenizerMismatch,
+)
 from workers.hf.export import CheckpointWeights, export, main, read_model
 from workers.hf.files import INDEX, TensorFiles, write_tensors
 from workers.hf.load import initial_state, load_pretrained
@@ -139,9 +147,9 @@ def test_a_stream_that_does_not_hold_what_was_announced_is_a_bug(tmp_path: Path)
 
 def test_the_first_weights_of_a_run_are_the_exported_ones(run: Run, exported: Path) -> None:
     spec = run.spec.model_copy(update={"init_from": str(exported)})
-    vocab_size = Tokenizer.load(run.tokenizer).vocab_size
-    assert initial_state(run.spec, vocab_size) is None
-    state = initial_state(spec, vocab_size)
+    tokenizer = Tokenizer.load(run.tokenizer)
+    assert initial_state(run.spec, tokenizer) is None
+    state = initial_state(spec, tokenizer)
     assert state is not None
     checkpoint = {name: x for name, x in CheckpointWeights(run.checkpoint).items() if not name.startswith("predictors.")}
     assert state.keys() == checkpoint.keys()
@@ -149,7 +157,17 @@ def test_the_first_weights_of_a_run_are_the_exported_ones(run: Run, exported: Pa
     # A model for longer contexts, in which attention sees less: the weights are the same ones.
     stretched = {"rope_scaling": {"factor": 4, "original_max_position_embeddings": 32}, "attention_pattern": "sliding"}
     longer = type(run.spec.model).model_validate({**run.spec.model.model_dump(), **stretched, "max_position_embeddings": 512})
-    assert load_pretrained(exported, longer, vocab_size).keys() == checkpoint.keys()
+    assert load_pretrained(exported, longer, tokenizer.vocab_size).keys() == checkpoint.keys()
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(run: Run, exported: Path) -> None:
+    model = sentencepiece_pb2.ModelProto.FromString(run.tokenizer.read_bytes())
+    model.pieces[270].piece += "x"
+    spec = run.spec.model_copy(update={"init_from": str(exported)})
+    with pytest.raises(
+        PretrainedMismatch, match=r": 1 of \d+ pieces differ, the first is 270, .*; set tokenizer.path to .*\.model"
+    ):
+        initial_state(spec, Tokenizer(model.SerializeToString()))
 
 
 def test_the_first_loss_of_such_a_run_is_that_of_the_exported_model(

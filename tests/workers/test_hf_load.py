@@ -17,10 +17,9 @@ from workers.hf.convert import to_hf
 from workers.hf.directory import CONFIG, require_model
 from workers.hf.errors import PretrainedMismatch, PretrainedUnreadable
 from workers.hf.files import INDEX, ONE_FILE, write_json, write_tensors
-from workers.hf.load import initial_state
+from workers.hf.load import load_pretrained
 from workers.hf.rules import rules
 from workers.model.spec import ModelSpec
-from workers.spec import TrainSpec
 
 VOCAB = 64
 SPEC = ModelSpec(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, first_k_dense_replace=1, moe_intermediate_size=16)
@@ -42,9 +41,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def read_all(directory: Path, model: ModelSpec = SPEC, vocab_size: int = VOCAB) -> dict[str, torch.Tensor]:
-    state = initial_state(TrainSpec(model=model, init_from=str(directory)), vocab_size)
-    assert state is not None
-    return dict(state)
+    return dict(load_pretrained(directory, model, vocab_size))
 
 
 def test_a_whole_directory_is_read(directory: Path) -> None:

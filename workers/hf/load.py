@@ -20,13 +20,18 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _TABLES = re.compile(r"\.rotary_emb\.inv_freq$")
 
 
-def initial_state(spec: TrainSpec, vocab_size: int) -> Mapping[str, torch.Tensor] | None:
+def initial_state(spec: TrainSpec, tokenizer: Tokenizer) -> Mapping[str, torch.Tensor] | None:
     """The weights that ``spec.init_from`` names, by the decoder's names, each read when it is asked for; None without it.
 
     Modules of multi-token prediction are not among them: no export has them, they begin as the seed says. Every rank calls this
     and reads what it needs. Raises PretrainedUnreadable and PretrainedMismatch, here or when a tensor is asked for.
     """
-    return None if spec.init_from is None else load_pretrained(Path(spec.init_from).expanduser(), spec.model, vocab_size)
+    if spec.init_from is None:
+        return None
+    directory = Path(spec.init_from).expanduser()
+    weights = load_pretrained(directory, spec.model, tokenizer.vocab_size)
+    _require_same_pieces(directory, tokenizer)
+    return weights
 
 
 def load_pretrained(directory: Path, spec: ModelSpec, vocab_size: int) -> "Pretrained":
@@ -35,6 +40,7 @@ def load_pretrained(directory: Path, spec: ModelSpec, vocab_size: int) -> "Pretr
     Names, shapes and types are checked here, numbers as they are read. Raises PretrainedUnreadable (missing, torn, incomplete,
     not finite) and PretrainedMismatch (another architecture, other sizes, another vocabulary).
     """
+    directory = directory.expanduser()
     config = read_config(directory)
     theirs, their_vocabulary = from_config(config)
     require_same_model(directory, theirs, spec)
@@ -82,6 +88,20 @@ def _require_same_vocabulary(directory: Path, theirs: int, ours: int) -> None:
     if model.is_file() and Tokenizer.load(model).vocab_size == theirs:
         hint = f"set tokenizer.path to {model}"
     raise PretrainedMismatch(f"{directory} has a vocabulary of {theirs}, the job's tokenizer one of {ours}; {hint}")
+
+
+def _require_same_pieces(directory: Path, tokenizer: Tokenizer) -> None:
+    """As many pieces need not be the same ones. A directory without SentencePiece's own file is taken at its word."""
+    path = directory / SENTENCEPIECE
+    if not path.is_file():
+        return
+    pairs = enumerate(zip(Tokenizer.load(path).pieces, tokenizer.pieces, strict=True))
+    if differing := [(i, theirs, ours) for i, (theirs, ours) in pairs if theirs != ours]:
+        i, theirs, ours = differing[0]
+        raise PretrainedMismatch(
+            f"{directory} was made with another tokenizer than the job's: {len(differing)} of {tokenizer.vocab_size} pieces"
+            f" differ, the first is {i}, {theirs!r} there and {ours!r} here; set tokenizer.path to {path}"
+        )
 
 
 def _require_all_used(directory: Path, files: TensorFiles, used: set[str], layers: int) -> None:

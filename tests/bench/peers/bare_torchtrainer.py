@@ -25,9 +25,10 @@ def train_fn(config: dict) -> None:
     from data.dataset import PackedDataset
     from data.order import SampleOrder
     from data.tokenizer import Tokenizer
-    from workers.model.attention import document_borders
-    from workers.model.decoder import IGNORED, Decoder, Input
+    from workers.model.decoder import Decoder
     from workers.model.init import initial_value
+    from workers.model.inputs import packed_rows
+    from workers.model.loss import IGNORED
     from workers.schedule import learning_rate
     from workers.spec import TrainSpec
 
@@ -60,20 +61,16 @@ def train_fn(config: dict) -> None:
         mine = order.batch(step)[rank * share : (rank + 1) * share]
         for i in range(accumulation):
             rows = dataset.rows("train", mine[i * training.micro_batch_size : (i + 1) * training.micro_batch_size])
-            tokens, positions = torch.from_numpy(rows.tokens).long(), torch.from_numpy(rows.positions).long()
-            documents = torch.from_numpy(rows.document_ids).long()
-            same = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0)
-            targets = torch.full_like(tokens, IGNORED)
-            targets[:, :-1] = torch.where(same, tokens[:, 1:], IGNORED)
-            borders = document_borders(documents, torch.device("cpu"), torch.float32)
-            loss, counts = model(Input(tokens, positions, borders, documents >= 0, targets))
-            (loss / (targets != IGNORED).sum() / accumulation).backward()
+            inputs = packed_rows(spec.model, rows, torch.device("cpu"), torch.float32)
+            output = model(inputs)
+            loss = output.objective / (inputs.targets_BT != IGNORED).sum()
+            (loss / accumulation).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(training, step, spec.total_steps)
         optimizer.step()
         optimizer.zero_grad()
-        for layer, counts_E in zip(decoder.experts, counts, strict=True):
+        for layer, counts_E in zip(decoder.experts, output.counts_LE, strict=True):
             layer.update_bias(counts_E, spec.model.router_bias_update_rate)
         if rank == 0:
             with open(config["steps_file"], "a") as file:

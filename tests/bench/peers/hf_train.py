@@ -22,10 +22,21 @@ class Recipe:
 class Peer:
     """``from_pretrained(directory)`` in fp32, trained a batch at a time."""
 
-    def __init__(self, directory: Path, recipe: Recipe, *, experts: str, autocast: bool, compiled: bool) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        recipe: Recipe,
+        *,
+        experts: str,
+        autocast: bool,
+        compiled: bool,
+        device: torch.device = torch.device("cpu"),
+    ) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, attn_implementation="sdpa", experts_implementation=experts
-        ).train()
+        )
+        self.model = self.model.to(device).train()
+        self.device = device
         self.model.config.use_cache = False
         self.forward = torch.compile(self.model) if compiled else self.model
         self.recipe, self.autocast = recipe, autocast
@@ -39,6 +50,7 @@ class Peer:
 
     def step(self, tokens_BT: torch.Tensor) -> float:
         """Rows of one document each. The mean cross-entropy before the step, nats."""
+        tokens_BT = tokens_BT.to(self.device)
         with torch.autocast(tokens_BT.device.type, torch.bfloat16, enabled=self.autocast):
             loss = self.forward(input_ids=tokens_BT, labels=tokens_BT).loss
         loss.backward()
