@@ -3,8 +3,11 @@
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import sentencepiece
 
 from data.errors import SourceError
@@ -16,6 +19,8 @@ _LINE_CHARACTERS = _LINE_BYTES // 4
 _FIXED_PIECES = 3 + 256
 _LEAST_COVERAGE = 0.98
 _POINTER = "/tokenizer"
+
+ORDINARY, UNKNOWN, BYTE = range(3)
 
 
 class Tokenizer:
@@ -47,12 +52,24 @@ class Tokenizer:
         return int(self._processor.vocab_size())
 
     @property
+    def pieces(self) -> list[str]:
+        """By id."""
+        return [str(self._processor.id_to_piece(i)) for i in range(self.vocab_size)]
+
+    @property
     def bos_id(self) -> int:
         return int(self._processor.bos_id())
 
     @property
     def eos_id(self) -> int:
         return int(self._processor.eos_id())
+
+    @cached_property
+    def kind_V(self) -> npt.NDArray[np.uint8]:
+        """Of each piece: ``ORDINARY``, ``UNKNOWN``, or ``BYTE`` (one byte of a character that has no piece)."""
+        ids = list(range(self.vocab_size))
+        unknown, byte = (np.array(ask(ids), np.bool_) for ask in (self._processor.is_unknown, self._processor.is_byte))
+        return np.where(unknown, UNKNOWN, np.where(byte, BYTE, ORDINARY)).astype(np.uint8)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without begin and end marks."""
