@@ -7,6 +7,11 @@ from pydantic import Field
 
 from data.spec_base import Spec
 from data.stages.base import Stage
+from data.stages.c4 import C4, C4Spec
+from data.stages.code import Code, CodeSpec
+from data.stages.fineweb import FineWeb, FineWebSpec
+from data.stages.gopher_quality import GopherQuality, GopherQualitySpec
+from data.stages.gopher_repetition import GopherRepetition, GopherRepetitionSpec
 from data.stages.language import Language, LanguageSpec
 from data.stages.length import Length, LengthSpec
 from data.stages.normalise import Normalise, NormaliseSpec
@@ -14,7 +19,16 @@ from data.stages.unicode_repair import UnicodeRepair, UnicodeRepairSpec
 from data.stages.url import Url, UrlSpec
 
 StageSpec = Annotated[
-    NormaliseSpec | UnicodeRepairSpec | LengthSpec | LanguageSpec | UrlSpec,
+    NormaliseSpec
+    | UnicodeRepairSpec
+    | LengthSpec
+    | LanguageSpec
+    | UrlSpec
+    | GopherRepetitionSpec
+    | GopherQualitySpec
+    | C4Spec
+    | FineWebSpec
+    | CodeSpec,
     Field(discriminator="stage"),
 ]
 
@@ -24,11 +38,30 @@ _MAKERS: Mapping[type[Spec], Callable[[Any], Stage]] = {
     LengthSpec: Length,
     LanguageSpec: Language,
     UrlSpec: Url,
+    GopherRepetitionSpec: GopherRepetition,
+    GopherQualitySpec: GopherQuality,
+    C4Spec: C4,
+    FineWebSpec: FineWeb,
+    CodeSpec: Code,
 }
 
 PRESETS: Mapping[str, tuple[Spec, ...]] = {
     "none": (),
     "quickstart": (NormaliseSpec(), LengthSpec()),
+    "web": (
+        *(NormaliseSpec(), LengthSpec()),
+        *(GopherRepetitionSpec(), GopherQualitySpec(), C4Spec(require_terminal_punctuation=False), FineWebSpec()),
+    ),
+    # Of any length; lines end where the page does; formulas have brackets; a paper's [3] is part of its sentence.
+    "papers": (
+        *(NormaliseSpec(), LengthSpec()),
+        *(GopherRepetitionSpec(), GopherQualitySpec(max_words=None)),
+        C4Spec(
+            require_terminal_punctuation=False, drop_curly_brackets=False, drop_javascript_lines=False, remove_citations=False
+        ),
+        FineWebSpec(min_punctuated_lines=None),
+    ),
+    "code": (NormaliseSpec(), LengthSpec(), CodeSpec()),
 }
 """``data_pipeline.stages`` by name."""
 

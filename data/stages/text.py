@@ -1,0 +1,91 @@
+"""Words, characters and lines, as the rules count them.
+
+A word is a run of characters that are neither white space nor a symbol; an apostrophe, or a point or comma before a digit, may
+stand inside it (``don't``, ``1,000.5``). Each symbol is a token of its own and has its place in n-grams, as with the tokenizer
+that FineWeb was made with.
+
+Chinese (and Japanese) has no spaces between words: such a document is read by characters, and one and a half of them stand for
+a word where a published number is carried over.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+
+from data.documents import Document
+
+# Punctuation and symbols of the living scripts, pictures included; not the underscore, which belongs to names.
+_SYMBOL = (
+    r"!-/:-@\[-\^`{-~¡-©«¬®-±´¶-¸»¿×÷،؛؟۔।॥‐-‧‰-⁞₠-⃏←-⯿、。〃〈-〠〰！-／：-＠［-｀｛-･"
+    "\U0001f000-\U0001faff"
+)
+_TOKEN = re.compile(rf"[^\s{_SYMBOL}]+(?:['’][^\s{_SYMBOL}]+|[.,]\d[^\s{_SYMBOL}]*)*|\.+|-+|=+|\*+|[{_SYMBOL}]")
+_SYMBOLIC = re.compile(rf"[{_SYMBOL}_]+")
+_LETTER = re.compile(r"[^\W\d_]")
+# Han and kana.
+_CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
+_CHINESE_SHARE = 0.3
+
+SENTENCE_ENDS = ".!?。！？．｡؟۔।॥።။។៕։‼⁇⁈⁉‽"
+"""What ends a sentence, in the living scripts (Unicode's Sentence_Terminal)."""
+CHINESE_LINE_ENDS = "。！？!?.；…"
+CLOSING = "\"'”’」』）)》】〉"
+"""May follow the end of a sentence."""
+
+
+@lru_cache(maxsize=1)
+def tokens(text: str) -> tuple[str, ...]:
+    """Words and symbols in order. The last text's are kept: several rules ask for them in turn."""
+    return tuple(_TOKEN.findall(text))
+
+
+def is_symbol(token: str) -> bool:
+    return _SYMBOLIC.fullmatch(token) is not None
+
+
+def has_letter(token: str) -> bool:
+    return _LETTER.search(token) is not None
+
+
+@lru_cache(maxsize=1)
+def characters(text: str) -> str:
+    """The text without white space."""
+    return "".join(text.split())
+
+
+@lru_cache(maxsize=1)
+def cjk_share(text: str) -> float:
+    """Han and kana among the characters that are not white space."""
+    if text.isascii() or _CJK.search(text) is None:
+        return 0.0
+    return sum(map(len, _CJK.findall(text))) / len(characters(text))
+
+
+def is_chinese(document: Document) -> bool:
+    """Whether the Chinese rules apply: by the document's language, or more than three characters in ten are Han or kana."""
+    return document.language.lower().partition("-")[0] == "zh" or cjk_share(document.text) > _CHINESE_SHARE
+
+
+def nonblank_lines(text: str) -> list[str]:
+    return [line for line in text.split("\n") if line and not line.isspace()]
+
+
+def duplicates(parts: Sequence[str]) -> tuple[int, int]:
+    """How many parts were there before, and their characters."""
+    distinct = set(parts)
+    if len(distinct) == len(parts):
+        return 0, 0
+    return len(parts) - len(distinct), sum(map(len, parts)) - sum(map(len, distinct))
+
+
+def below(value: float, least: float | None) -> bool:
+    return least is not None and value < least
+
+
+def above(value: float, most: float | None) -> bool:
+    return most is not None and value > most
+
+
+def figure(value: float) -> str:
+    """A value as the detail of a drop."""
+    return f"{value:.4g}"
