@@ -15,6 +15,8 @@ from data.stages.gopher_repetition import GopherRepetition, GopherRepetitionSpec
 from data.stages.language import Language, LanguageSpec
 from data.stages.length import Length, LengthSpec
 from data.stages.normalise import Normalise, NormaliseSpec
+from data.stages.personal_data import PersonalData, PersonalDataSpec
+from data.stages.toxicity import Toxicity, ToxicitySpec
 from data.stages.unicode_repair import UnicodeRepair, UnicodeRepairSpec
 from data.stages.url import Url, UrlSpec
 
@@ -28,7 +30,9 @@ StageSpec = Annotated[
     | GopherQualitySpec
     | C4Spec
     | FineWebSpec
-    | CodeSpec,
+    | CodeSpec
+    | PersonalDataSpec
+    | ToxicitySpec,
     Field(discriminator="stage"),
 ]
 
@@ -43,6 +47,8 @@ _MAKERS: Mapping[type[Spec], Callable[[Any], Stage]] = {
     C4Spec: C4,
     FineWebSpec: FineWeb,
     CodeSpec: Code,
+    PersonalDataSpec: PersonalData,
+    ToxicitySpec: Toxicity,
 }
 
 PRESETS: Mapping[str, tuple[Spec, ...]] = {
