@@ -1,16 +1,20 @@
 """All documents that passed cleaning, as arrays: what is kept, what is held out, which cell each belongs to."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
+from data.dedup.near import find_pairs
+from data.dedup.spec import ExactSpec
+from data.dedup.union import find, union
 from data.errors import NotEnoughData
+from data.executors import Executor
 from data.files import U64
-from data.selection import Ints, Mask, first_of_each, held_out, partition
+from data.selection import Ints, Mask, first_alike, first_of_each, held_out, longest_of_each, partition
 from data.sources import InputFile
 from data.spec import DataSpec
 from data.stages.base import StageCount
@@ -31,6 +35,8 @@ class Corpus:
     bytes_N: Ints
     cell_N: Ints
     held_out_N: Mask
+    cluster_sizes: Ints
+    """How many documents were alike, of each cluster of two or more."""
     segment_N: Ints
     """Of the curriculum; held-out documents are packed as the last one's."""
     read: int
@@ -56,6 +62,7 @@ def clean_tasks(data: DataSpec, files: list[list[InputFile]], work: Path) -> Ite
                 stages=data.stages,
                 max_document_bytes=data.max_document_bytes,
                 drop_bad=data.on_bad_document == "drop",
+                near=None if isinstance(data.deduplicate, ExactSpec) else data.deduplicate,
             )
             index += 1
 
@@ -82,8 +89,51 @@ def cells(data: DataSpec) -> dict[tuple[str, str], float]:
     return weights
 
 
-def select(data: DataSpec, tasks: list[CleanTask], results: list[CleanResult]) -> Corpus:
-    """Deduplicates and splits, over the whole corpus, by hash."""
+def near_pairs(
+    data: DataSpec,
+    tasks: list[CleanTask],
+    results: list[CleanResult],
+    work: Path,
+    executor: Executor,
+    pulse: Callable[[], None],
+) -> Iterable[Ints]:
+    """Pairs of documents that are nearly the same, by number in reading order; none where only copies are looked for."""
+    if data.deduplicate is None or isinstance(data.deduplicate, ExactSpec):
+        return ()
+    counts = [result.kept for result in results]
+    if not sum(counts):
+        return ()
+    return find_pairs(data.deduplicate, [task.part for task in tasks], counts, work / "near", executor, pulse)
+
+
+def _clusters(hash_N: U64, pairs: Iterable[Ints]) -> Ints:
+    """The first document of each document's cluster, ``[N]``: equal ones are in one, and those that pairs join."""
+    cluster_N = first_alike(hash_N)
+    for pairs_E2 in pairs:
+        union(cluster_N, pairs_E2)
+    return find(cluster_N, np.arange(len(cluster_N)))
+
+
+def _kept(data: DataSpec, hash_N: U64, cluster_N: Ints, bytes_N: Ints) -> Mask:
+    if data.deduplicate is None:
+        return np.ones(len(hash_N), np.bool_)
+    keep = first_of_each(hash_N)
+    if isinstance(data.deduplicate, ExactSpec) or data.deduplicate.keep == "all":
+        return keep
+    if data.deduplicate.keep == "first":
+        first: Mask = cluster_N == np.arange(len(cluster_N))
+        return first
+    different = np.flatnonzero(keep)
+    keep[different] = longest_of_each(cluster_N[different], bytes_N[different])
+    return keep
+
+
+def select(data: DataSpec, tasks: list[CleanTask], results: list[CleanResult], pairs: Iterable[Ints] = ()) -> Corpus:
+    """Deduplicates and splits, over the whole corpus.
+
+    Args:
+        pairs: of documents that are nearly the same, ``[E, 2]`` at a time, by number in reading order.
+    """
     drops: Counter[str] = Counter()
     stages = tuple(StageCount(spec.stage) for spec in data.stages)
     for result in results:
@@ -98,16 +148,21 @@ def select(data: DataSpec, tasks: list[CleanTask], results: list[CleanResult]) -
     part_N = np.repeat(np.arange(len(tasks)), [len(hashes) for hashes, _ in indices])
     row_N = np.concatenate([np.arange(len(hashes)) for hashes, _ in indices])
     cell_of_task = np.array([names.index((task.source.language, task.source.domain)) for task in tasks])
-    keep = first_of_each(hash_N) if data.deduplicate else np.ones(len(hash_N), np.bool_)
-    if duplicates := int((~keep).sum()):
-        drops["duplicate"] = duplicates
+    cluster_N = _clusters(hash_N, pairs)
+    keep = _kept(data, hash_N, cluster_N, bytes_N)
+    equal = ~first_of_each(hash_N)
+    for reason, dropped in (("duplicate", ~keep & equal), ("near_duplicate", ~keep & ~equal)):
+        if count := int(dropped.sum()):
+            drops[reason] = count
+    sizes = np.bincount(cluster_N)
+    cluster_hash_N = hash_N[cluster_N][keep]
     hash_N, bytes_N, part_N, row_N = hash_N[keep], bytes_N[keep], part_N[keep], row_N[keep]
     cell_N = cell_of_task[part_N]
-    held_out_N = held_out(hash_N, cell_N, data.held_out_fraction, data.seed)
+    held_out_N = held_out(cluster_hash_N, cell_N, data.held_out_fraction, data.seed)
     train = np.flatnonzero(~held_out_N)
     segment_N = np.full(len(hash_N), len(data.segments) - 1)
     fractions = [segment.fraction for segment in data.segments]
-    segment_N[train] = partition(hash_N[train], bytes_N[train], cell_N[train], fractions, data.seed)
+    segment_N[train] = partition(cluster_hash_N[train], bytes_N[train], cell_N[train], fractions, data.seed)
     corpus = Corpus(
         parts=[task.part for task in tasks],
         hash_N=hash_N,
@@ -116,6 +171,7 @@ def select(data: DataSpec, tasks: list[CleanTask], results: list[CleanResult]) -
         bytes_N=bytes_N,
         cell_N=cell_N,
         held_out_N=held_out_N,
+        cluster_sizes=sizes[sizes > 1],
         segment_N=segment_N,
         read=sum(result.read for result in results),
         drops=dict(sorted(drops.items())),

@@ -20,7 +20,7 @@ import sentencepiece
 import xxhash
 
 from data import stdlib
-from data.corpus import Corpus, cells, clean_tasks, select
+from data.corpus import Corpus, cells, clean_tasks, near_pairs, select
 from data.dataset import PackedDataset
 from data.errors import MantaError
 from data.executors import Executor
@@ -144,7 +144,11 @@ def _documents(data: DataSpec, files: list[list[InputFile]], work: Path, executo
         results[result.index] = result
         done += tasks[result.index].bytes
         on_progress(Progress("documents", done, total, "bytes"))
-    return select(data, tasks, [results[task.index] for task in tasks])
+    ordered = [results[task.index] for task in tasks]
+    pairs = near_pairs(
+        *(data, tasks, ordered, work, executor), lambda: on_progress(Progress("documents", done, total, "bytes"))
+    )
+    return select(data, tasks, ordered, pairs)
 
 
 def _tokenizer(spec: TokenizerSpec, data: DataSpec, corpus: Corpus, work: Path, on_progress: OnProgress) -> Tokenizer:

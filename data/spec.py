@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from data.dedup.spec import DeduplicateSpec, ExactSpec, given_deduplicate
 from data.spec_base import Misfit, Seed, Spec, Weight
 from data.stages.registry import PRESETS, StageSpec, given_stages
 
@@ -67,10 +68,11 @@ class DataSpec(Spec):
     on_bad_document: Literal["error", "drop"] = "error"
     """Broken UTF-8, a missing field, a broken JSON line, an oversized document: stop with its file and line, or drop it and
     say so in the report."""
-    deduplicate: bool = True
-    """Drop documents whose normalised text was seen before."""
+    deduplicate: Annotated[DeduplicateSpec | None, BeforeValidator(given_deduplicate)] = ExactSpec()
+    """Of documents that are the same, or nearly, one is kept: ``exact`` (or ``true``), ``simhash``, ``minhash``, or a method
+    with its settings; ``false`` keeps all. Documents of one cluster are never on both sides of the held-out split."""
     held_out_fraction: float = Field(default=0.02, gt=0, lt=0.5)
-    """Share of documents, by hash of their text, that training never sees."""
+    """Share of documents, by hash of the text of their cluster, that training never sees."""
     shard_documents: int = Field(default=512, ge=1)
     """Documents in one unit of work; part of the prepared data's identity."""
     seed: Seed = 0

@@ -6,6 +6,7 @@ makes a repeated task free; a stopped preparation goes on where it was.
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -15,6 +16,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
+from data.dedup.shingles import shingle_hashes
+from data.dedup.signatures import make_method, signature_path
+from data.dedup.spec import NearSpec
 from data.documents import Bad, Document
 from data.errors import DocumentError, MantaError, SourceError
 from data.files import U64, atomic, write_atomically
@@ -56,6 +60,8 @@ class CleanTask:
     stages: tuple[StageSpec, ...]
     max_document_bytes: int
     drop_bad: bool
+    near: NearSpec | None = None
+    """How near duplicates are found: signatures are written beside the part."""
 
     @property
     def bytes(self) -> int:
@@ -138,7 +144,7 @@ def clean_files(task: CleanTask) -> CleanResult:
                 raise _Stop(Failure(item.detail, _pointer(task, item.field), document=True))
 
     try:
-        kept = _write_part(task.part, clean(documents(), _stages(task.stages), counts))
+        kept = _write_part(task.part, clean(documents(), _stages(task.stages), counts), task.near)
     except _Stop as stop:
         return CleanResult(task.index, failure=stop.failure)
     result = CleanResult(task.index, read, kept, dict(sorted(drops.items())), counts)
@@ -167,14 +173,24 @@ def _pointer(task: CleanTask, name: str) -> str:
     return f"/data_pipeline/sources/{task.source_index}/{name}"
 
 
-def _write_part(path: Path, documents: Iterator[Document]) -> int:
+def _write_part(path: Path, documents: Iterator[Document], near: NearSpec | None) -> int:
     kept = 0
-    with atomic(path) as file, pa.ipc.new_file(file, _PART) as writer:
-        while texts := [document.text for document in islice(documents, _BATCH_DOCUMENTS)]:
+    with ExitStack() as stack:
+        signatures = stack.enter_context(atomic(signature_path(path))) if near is not None else None
+        writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(atomic(path)), _PART))
+        while batch := list(islice(documents, _BATCH_DOCUMENTS)):
+            texts = [document.text for document in batch]
             hashes = [text_hash(text) for text in texts]
             writer.write_batch(pa.record_batch([texts, hashes, [len(text.encode()) for text in texts]], schema=_PART))
+            if near is not None and signatures is not None:
+                signatures.write(_sign(batch, near))
             kept += len(texts)
     return kept
+
+
+def _sign(documents: list[Document], near: NearSpec) -> bytes:
+    shingles = [shingle_hashes(document.text, document.language, near.ngram) for document in documents]
+    return make_method(near).sign(shingles).tobytes()
 
 
 def read_index(part: Path) -> tuple[U64, Ints]:

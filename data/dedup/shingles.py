@@ -1,0 +1,61 @@
+"""A document as the set of its n-grams, each a 64-bit hash: what its likeness to another is measured by.
+
+``S`` counts shingles.
+"""
+
+import re
+
+import numpy as np
+import xxhash
+
+from data.files import U64, mix64
+from data.selection import text_hash
+
+# Written without spaces between words: characters are counted instead.
+_CHARACTER_LANGUAGES = frozenset({"zh", "yue", "wuu", "ja", "th", "lo", "km", "my", "bo", "dz"})
+_WORD = re.compile(r"\w+")
+_ASCII_TO_WORDS = {c: " " for c in range(128) if not (chr(c).isalnum() or chr(c) == "_")}
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_MOST_WORDS_KNOWN = 1 << 20
+
+
+class _WordHashes(dict[str, int]):
+    """xxh3-64 of each word, remembered."""
+
+    def __missing__(self, word: str) -> int:
+        value = self[word] = xxhash.xxh3_64_intdigest(word.encode())
+        return value
+
+
+_word_hashes = _WordHashes()
+
+
+def shingle_hashes(text: str, language: str, ngram: int) -> U64:
+    """Hashes of all n-grams of words (of characters, for languages that write none apart), ``[S >= 1]``, in reading order.
+
+    Case, punctuation and white space count for nothing. A shorter text is one shingle.
+    """
+    units = _characters(text) if language.partition("-")[0] in _CHARACTER_LANGUAGES else _words(text)
+    if not len(units):
+        return np.array([text_hash(text)], np.uint64)
+    span = min(ngram, len(units))
+    count = len(units) - span + 1
+    rolled = units[:count].copy()
+    for i in range(1, span):
+        rolled *= _MULTIPLIER
+        rolled += units[i : i + count]
+    return mix64(rolled)
+
+
+def _words(text: str) -> U64:
+    text = text.lower()
+    # The same words either way; the way for ASCII is several times faster.
+    words = text.translate(_ASCII_TO_WORDS).split() if text.isascii() else _WORD.findall(text)
+    if len(_word_hashes) > _MOST_WORDS_KNOWN:
+        _word_hashes.clear()
+    return np.fromiter(map(_word_hashes.__getitem__, words), np.uint64, len(words))
+
+
+def _characters(text: str) -> U64:
+    code_points = np.frombuffer("".join(_WORD.findall(text.lower())).encode("utf-32-le"), np.uint32)
+    return mix64(code_points.astype(np.uint64))
