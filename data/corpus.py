@@ -1,6 +1,5 @@
 """All documents that passed cleaning, as arrays: what is kept, what is held out, which cell each belongs to."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,11 +13,13 @@ from data.dedup.union import find, union
 from data.errors import NotEnoughData
 from data.executors import Executor
 from data.files import U64
+from data.funnel import Funnel, drops_of, funnel_of, languages_of, left_out, read_of, who_took_the_last
+from data.report import Amount
 from data.selection import Ints, Mask, first_alike, first_of_each, held_out, longest_of_each, partition
 from data.sources import InputFile
 from data.spec import DataSpec
-from data.stages.base import StageCount
-from data.tasks import CleanResult, CleanTask, read_index
+from data.stages.base import EXAMPLE_CHARACTERS, EXAMPLES, Example, StageCount
+from data.tasks import CleanResult, CleanTask, read_index, read_texts
 
 # Small files are cleaned together, up to this many bytes, so that a task is worth its overhead.
 _TASK_BYTES = 512 * 1024
@@ -39,10 +40,21 @@ class Corpus:
     """How many documents were alike, of each cluster of two or more."""
     segment_N: Ints
     """Of the curriculum; held-out documents are packed as the last one's."""
-    read: int
-    drops: dict[str, int]
-    """Documents that were left out, by reason, whatever left them out."""
-    stages: tuple[StageCount, ...]
+    funnel: Funnel
+    read_C: tuple[Amount, ...]
+    """By cell."""
+    cleaned_C: tuple[Amount, ...]
+    languages: dict[str, Amount]
+    """What passed the stages, by the language that the last one left it in."""
+
+    @property
+    def read(self) -> int:
+        return self.funnel[0].documents
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Documents that were left out, by reason, whatever left them out."""
+        return drops_of(self.funnel)
 
     def locate(self, numbers: Iterable[int]) -> Iterator[tuple[Path, tuple[int, ...]]]:
         for part, members in groupby(numbers, key=lambda n: int(self.part_N[n])):
@@ -134,13 +146,6 @@ def select(data: DataSpec, tasks: list[CleanTask], results: list[CleanResult], p
     Args:
         pairs: of documents that are nearly the same, ``[E, 2]`` at a time, by number in reading order.
     """
-    drops: Counter[str] = Counter()
-    stages = tuple(StageCount(spec.stage) for spec in data.stages)
-    for result in results:
-        drops.update(result.drops)
-        for mine, other in zip(stages, result.stages, strict=True):
-            mine.add(other)
-            drops.update(other.drops)
     names = list(cells(data))
     indices = [read_index(task.part) for task in tasks]
     hash_N = np.concatenate([hashes for hashes, _ in indices])
@@ -150,14 +155,21 @@ def select(data: DataSpec, tasks: list[CleanTask], results: list[CleanResult], p
     cell_of_task = np.array([names.index((task.source.language, task.source.domain)) for task in tasks])
     cluster_N = _clusters(hash_N, pairs)
     keep = _kept(data, hash_N, cluster_N, bytes_N)
+    cleaned_cell_N = cell_of_task[part_N]
+    deduplicate = StageCount("deduplicate", len(hash_N), int(bytes_N.sum()))
     equal = ~first_of_each(hash_N)
     for reason, dropped in (("duplicate", ~keep & equal), ("near_duplicate", ~keep & ~equal)):
-        if count := int(dropped.sum()):
-            drops[reason] = count
+        if numbers := np.flatnonzero(dropped).tolist():
+            deduplicate.drops[reason] = len(numbers)
+            texts = (next(read_texts(tasks[part_N[n]].part, (int(row_N[n]),))) for n in numbers[:EXAMPLES])
+            deduplicate.examples[reason] = [Example("", "", text[:EXAMPLE_CHARACTERS]) for text in texts]
+    _require_each_cell(data, results, cell_of_task, cleaned_cell_N, keep)
+    cleaned_C = tuple(amount(bytes_N[cleaned_cell_N == cell]) for cell in range(len(names)))
+    read_C = tuple(read_of(results[task] for task in np.flatnonzero(cell_of_task == cell)) for cell in range(len(names)))
     sizes = np.bincount(cluster_N)
     cluster_hash_N = hash_N[cluster_N][keep]
     hash_N, bytes_N, part_N, row_N = hash_N[keep], bytes_N[keep], part_N[keep], row_N[keep]
-    cell_N = cell_of_task[part_N]
+    cell_N = cleaned_cell_N[keep]
     held_out_N = held_out(cluster_hash_N, cell_N, data.held_out_fraction, data.seed)
     train = np.flatnonzero(~held_out_N)
     segment_N = np.full(len(hash_N), len(data.segments) - 1)
@@ -173,24 +185,38 @@ def select(data: DataSpec, tasks: list[CleanTask], results: list[CleanResult], p
         held_out_N=held_out_N,
         cluster_sizes=sizes[sizes > 1],
         segment_N=segment_N,
-        read=sum(result.read for result in results),
-        drops=dict(sorted(drops.items())),
-        stages=stages,
+        funnel=(*funnel_of(data, results), deduplicate),
+        read_C=read_C,
+        cleaned_C=cleaned_C,
+        languages=languages_of(results),
     )
     _require_documents(data, corpus, names)
     return corpus
 
 
+def amount(bytes_N: Ints) -> Amount:
+    return Amount(documents=len(bytes_N), bytes=int(bytes_N.sum()))
+
+
+def _require_each_cell(data: DataSpec, results: list[CleanResult], cell_of_task: Ints, cell_N: Ints, keep: Mask) -> None:
+    for cell, name in enumerate(cells(data)):
+        of_cell = cell_N == cell
+        if (of_cell & keep).any():
+            continue
+        dropped = int(of_cell.sum())
+        duplicates = StageCount("deduplicate", dropped, drops={"duplicate": dropped} if dropped else {})
+        funnel = (*funnel_of(data, (results[task] for task in np.flatnonzero(cell_of_task == cell))), duplicates)
+        taker = who_took_the_last(funnel)
+        first = next(i for i, s in enumerate(data.sources) if (s.language, s.domain) == name)
+        raise NotEnoughData(
+            f"{data.sources[first].path}: no document is left of {name[0]}/{name[1]} {left_out(funnel)}"
+            + (f"; {taker}" if taker else ""),
+            pointer=f"/data_pipeline/sources/{first}/path",
+        )
+
+
 def _require_documents(data: DataSpec, corpus: Corpus, names: list[tuple[str, str]]) -> None:
-    left_out = ", ".join(f"{count} {reason}" for reason, count in corpus.drops.items())
-    because = f" ({corpus.read} read; left out: {left_out})" if left_out else f" ({corpus.read} read)"
     for cell, name in enumerate(names):
-        if not (corpus.cell_N == cell).any():
-            first = next(i for i, s in enumerate(data.sources) if (s.language, s.domain) == name)
-            path = data.sources[first].path
-            raise NotEnoughData(
-                f"{path}: no document is left of {name[0]}/{name[1]}{because}", pointer=f"/data_pipeline/sources/{first}/path"
-            )
         of_cell = (corpus.cell_N == cell) & ~corpus.held_out_N
         for number, segment in enumerate(data.segments):
             if not (of_cell & (corpus.segment_N == number)).any():
@@ -201,7 +227,7 @@ def _require_documents(data: DataSpec, corpus: Corpus, names: list[tuple[str, st
                 )
     if not corpus.held_out_N.any():
         raise NotEnoughData(
-            f"only one document is left{because}; at least two are needed, one of them held out to measure on."
+            f"only one document is left {left_out(corpus.funnel)}; at least two are needed, one of them held out to measure on."
             " A text file of up to 64 KiB is one document: split it, or use JSON lines",
             pointer="/data_pipeline/sources/0/path",
         )

@@ -26,12 +26,15 @@ from data.errors import MantaError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
 from data.locks import locked
-from data.manifest import FILE_NAME, FORMAT, SPLITS, TOKENIZER_NAME, Cell, Count, Manifest, Segment, ShardInfo
+from data.manifest import FILE_NAME, FORMAT, REPORT_NAME, SPLITS, TOKENIZER_NAME, Cell, Count, Manifest, Segment, ShardInfo
 from data.ngrams import held_out_losses
 from data.selection import sample
 from data.sources import InputFile, list_files
 from data.spec import DataSpec, TokenizerSpec
-from data.tasks import CleanResult, PackTask, clean_files, pack_documents, read_texts
+from data.stages.libraries import LibraryMissing
+from data.stages.registry import make_stage
+from data.summary import summarise
+from data.tasks import CleanResult, PackResult, PackTask, clean_files, pack_documents, read_texts
 from data.tokenizer import Tokenizer, train_tokenizer
 
 # Cleaned text and markers, below the growing directory; gone when the data set is whole.
@@ -65,6 +68,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
     """The data set of a spec, made or found below ``root``. The same bytes whatever the executor.
 
     Raises:
+        LibraryMissing: a stage needs a library that is not installed here.
         SourceError: a source does not exist, is empty or of no known format; the tokenizer cannot be trained or loaded.
         DocumentError: a document is broken and ``on_bad_document`` is ``error``; the message names file and line.
         NotEnoughData: nothing is left to train on, in all or of one cell, or nothing to hold out.
@@ -74,6 +78,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
     """
     pulse = _pulse(on_progress)
     pulse()
+    _require_libraries(data)
     files = [list_files(source, f"/data_pipeline/sources/{i}", pulse) for i, source in enumerate(data.sources)]
     identity = _identity(data, tokenizer, files)
     root = root.absolute()
@@ -91,8 +96,10 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             # The same input will never do; what is mended has another identity. (Storage that fails raises OSError.)
             shutil.rmtree(work, ignore_errors=True)
             raise
-        shards = _shards(data, corpus, work, executor, on_progress)
+        packed = _shards(data, corpus, work, executor, on_progress)
+        shards = tuple(result.shard for result in packed)
         manifest = _manifest(identity, data, corpus, shards, files, model, work)
+        manifest = _reported(corpus, manifest, packed, work)
         _commit(manifest, work, final)
     return Prepared(final, False, manifest)
 
@@ -108,6 +115,15 @@ def _pulse(on_progress: OnProgress) -> Callable[[], None]:
             on_progress(Progress("documents", 0, None, "bytes"))
 
     return pulse
+
+
+def _require_libraries(data: DataSpec) -> None:
+    """What lacks on this machine is said before anything is read."""
+    for number, spec in enumerate(data.stages):
+        try:
+            make_stage(spec)
+        except LibraryMissing as error:
+            raise LibraryMissing(error.detail, pointer=f"/data_pipeline/stages/{number}") from error
 
 
 def _identity(data: DataSpec, tokenizer: TokenizerSpec, files: list[list[InputFile]]) -> str:
@@ -169,16 +185,16 @@ def _train(spec: TokenizerSpec, data: DataSpec, corpus: Corpus) -> bytes:
     return train_tokenizer((t for part, rows in corpus.locate(train[chosen]) for t in read_texts(part, rows)), spec)
 
 
-def _shards(data: DataSpec, corpus: Corpus, work: Path, executor: Executor, on_progress: OnProgress) -> tuple[ShardInfo, ...]:
+def _shards(data: DataSpec, corpus: Corpus, work: Path, executor: Executor, on_progress: OnProgress) -> list[PackResult]:
     tasks = list(_pack_tasks(data, corpus, work))
     total, done = sum(task.size for task in tasks), 0
     on_progress(Progress("shards", done, total, "documents"))
-    shards: dict[int, ShardInfo] = {}
+    packed: dict[int, PackResult] = {}
     for result in executor.map(pack_documents, tasks):
-        shards[result.index] = result.shard
+        packed[result.index] = result
         done += tasks[result.index].size
         on_progress(Progress("shards", done, total, "documents"))
-    return tuple(shards[task.index] for task in tasks)
+    return [packed[task.index] for task in tasks]
 
 
 def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask]:
@@ -256,6 +272,13 @@ def _manifest(
     )
     unigram, bigram = held_out_losses(PackedDataset(work, draft))
     return draft.model_copy(update={"unigram_loss": unigram, "bigram_loss": bigram})
+
+
+def _reported(corpus: Corpus, manifest: Manifest, packed: list[PackResult], work: Path) -> Manifest:
+    """Writes the report; the manifest with its checksum."""
+    path = work / REPORT_NAME
+    write_atomically(path, summarise(corpus, manifest, packed).model_dump_json(indent=1).encode())
+    return manifest.model_copy(update={"report_checksum": checksum(path)})
 
 
 def _count(shards: Iterable[ShardInfo]) -> Count:

@@ -23,13 +23,14 @@ from data.documents import Bad, Document
 from data.errors import DocumentError, MantaError, SourceError
 from data.files import U64, atomic, write_atomically
 from data.manifest import ShardInfo, Split
+from data.report import Amount, Histogram, TextFigures
 from data.selection import Ints, text_hash
 from data.shards import write_shard
 from data.sources import InputFile, read_file, require_unchanged
 from data.spec import SourceSpec
-from data.stages.base import Stage, StageCount, clean
+from data.stages.base import Drop, Stage, StageCount, clean
 from data.stages.registry import StageSpec, make_stage
-from data.tokenizer import Tokenizer
+from data.tokenizer import BYTE, UNKNOWN, Tokenizer
 
 _PART = pa.schema([("text", pa.large_string()), ("hash", pa.uint64()), ("bytes", pa.int64())])
 _BATCH_DOCUMENTS = 256
@@ -71,12 +72,16 @@ class CleanTask:
 @dataclass(frozen=True, slots=True)
 class CleanResult:
     index: int
-    read: int = 0
-    kept: int = 0
-    drops: dict[str, int] = field(default_factory=dict)
-    """Of what the source held in place of documents."""
+    sources: StageCount = field(default_factory=lambda: StageCount("sources"))
+    """What was read; drops are what the source held in place of documents."""
     stages: tuple[StageCount, ...] = ()
+    languages: dict[str, Amount] = field(default_factory=dict)
+    """What is left, by the language that the last stage left it in."""
     failure: Failure | None = None
+
+    @property
+    def kept(self) -> int:
+        return sum(amount.documents for amount in self.languages.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +112,11 @@ class PackTask:
 class PackResult:
     index: int
     shard: ShardInfo
+    figures: TextFigures
 
 
 _CLEAN_RESULT = TypeAdapter(CleanResult)
+_PACK_RESULT = TypeAdapter(PackResult)
 
 
 class _Stop(Exception):
@@ -128,26 +135,25 @@ def clean_files(task: CleanTask) -> CleanResult:
     marker = task.part.with_suffix(".json")
     if marker.is_file():
         return _CLEAN_RESULT.validate_json(marker.read_bytes())
-    drops: Counter[str] = Counter()
+    sources = StageCount("sources")
     counts = tuple(StageCount(spec.stage) for spec in task.stages)
-    read = 0
 
     def documents() -> Iterator[Document]:
-        nonlocal read
         for item in _read(task):
-            read += 1
+            sources.documents += 1
             if isinstance(item, Document):
+                sources.bytes += len(item.text.encode())
                 yield item
             elif task.drop_bad:
-                drops[item.reason] += 1
+                sources.drop(Drop(item.reason, item.detail), Document("", "", task.source.language, task.source.domain))
             else:
                 raise _Stop(Failure(item.detail, _pointer(task, item.field), document=True))
 
     try:
-        kept = _write_part(task.part, clean(documents(), _stages(task.stages), counts), task.near)
+        languages = _write_part(task.part, clean(documents(), _stages(task.stages), counts), task.near)
     except _Stop as stop:
         return CleanResult(task.index, failure=stop.failure)
-    result = CleanResult(task.index, read, kept, dict(sorted(drops.items())), counts)
+    result = CleanResult(task.index, sources, counts, languages)
     write_atomically(marker, _CLEAN_RESULT.dump_json(result))
     return result
 
@@ -173,19 +179,23 @@ def _pointer(task: CleanTask, name: str) -> str:
     return f"/data_pipeline/sources/{task.source_index}/{name}"
 
 
-def _write_part(path: Path, documents: Iterator[Document], near: NearSpec | None) -> int:
-    kept = 0
+def _write_part(path: Path, documents: Iterator[Document], near: NearSpec | None) -> dict[str, Amount]:
+    """What was written, by language."""
+    number: Counter[str] = Counter()
+    size: Counter[str] = Counter()
     with ExitStack() as stack:
         signatures = stack.enter_context(atomic(signature_path(path))) if near is not None else None
         writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(atomic(path)), _PART))
         while batch := list(islice(documents, _BATCH_DOCUMENTS)):
             texts = [document.text for document in batch]
-            hashes = [text_hash(text) for text in texts]
-            writer.write_batch(pa.record_batch([texts, hashes, [len(text.encode()) for text in texts]], schema=_PART))
+            hashes, sizes = [text_hash(text) for text in texts], [len(text.encode()) for text in texts]
+            writer.write_batch(pa.record_batch([texts, hashes, sizes], schema=_PART))
             if near is not None and signatures is not None:
                 signatures.write(_sign(batch, near))
-            kept += len(texts)
-    return kept
+            for document, bytes_ in zip(batch, sizes, strict=True):
+                number[document.language] += 1
+                size[document.language] += bytes_
+    return {language: Amount(documents=number[language], bytes=size[language]) for language in sorted(number)}
 
 
 def _sign(documents: list[Document], near: NearSpec) -> bytes:
@@ -219,13 +229,16 @@ def read_texts(part: Path, rows: tuple[int, ...]) -> Iterator[str]:
 def pack_documents(task: PackTask) -> PackResult:
     """Writes one shard. Each document is ``begin, tokens, end``."""
     if task.marker.is_file():
-        return PackResult(task.index, ShardInfo.model_validate_json(task.marker.read_bytes()))
+        return _PACK_RESULT.validate_json(task.marker.read_bytes())
     tokenizer = _tokenizer(task.tokenizer, task.tokenizer_checksum)
-    documents = [
-        [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
-        for part, rows in task.documents
-        for text in read_texts(part, rows)
-    ]
+    documents: list[list[int]] = []
+    kinds = np.zeros(3, np.int64)
+    size = 0
+    for text in (text for part, rows in task.documents for text in read_texts(part, rows)):
+        ids = tokenizer.encode(text)
+        documents.append([tokenizer.bos_id, *ids, tokenizer.eos_id])
+        kinds += np.bincount(tokenizer.kind_V[ids], minlength=3)
+        size += len(text.encode())
     info = write_shard(
         *(task.directory, task.file, documents),
         split=task.split,
@@ -234,8 +247,16 @@ def pack_documents(task: PackTask) -> PackResult:
         row_length=task.row_length,
         align=task.align,
     )
-    write_atomically(task.marker, info.model_dump_json().encode())
-    return PackResult(task.index, info)
+    figures = TextFigures(
+        bytes=size,
+        tokens=int(kinds.sum()),
+        unknown=int(kinds[UNKNOWN]),
+        byte_pieces=int(kinds[BYTE]),
+        lengths=Histogram.of(len(ids) - 2 for ids in documents),
+    )
+    result = PackResult(task.index, info, figures)
+    write_atomically(task.marker, _PACK_RESULT.dump_json(result))
+    return result
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,157 @@
+"""A data set's report as one HTML file: no script, nothing fetched. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from api.cli.report_page import bins
+from api.cli.text import count, size
+from data.report import Histogram, Report, Step
+
+_STYLE = """
+:root{color-scheme:light dark;--line:#8884;--bar:#4a7fc1}
+body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}code{font-size:.9em}
+table{border-collapse:collapse}
+th,td{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+.bar{background:var(--bar);height:.8em;min-width:1px}td.b{width:22rem}
+details{margin:.3rem 0}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0 .6rem;padding:.4rem;border-left:3px solid var(--line)}
+.dim{opacity:.7}
+"""
+
+
+def document(report: Report, tokens: int | None, epochs: Mapping[str, float] | None) -> str:
+    """The page, with every example that the report keeps.
+
+    Args:
+        tokens: of a run, which goes ``epochs`` times through each cell; both None where no run is known.
+    """
+    parts = [
+        f"<h1>Data set <code>{escape(report.hash)}</code></h1>",
+        f"<p>{count(report.kept.documents)} documents, {size(report.kept.bytes)} of text kept.</p>",
+        "<h2>Funnel</h2>",
+        _funnel(report),
+        "<h2>Why documents were dropped</h2>",
+        *(map(_reasons, report.steps) if any(step.drops for step in report.steps) else ["<p>None was.</p>"]),
+        "<h2>Shares of the text</h2>",
+        _shares(report),
+        "<h2>Cells</h2>",
+        _cells(report, epochs),
+        *(
+            []
+            if tokens is None
+            else [f'<p class="dim">times: how often a run of {count(tokens)} tokens goes through the cell</p>']
+        ),
+        "<h2>Documents by length in tokens</h2>",
+        _histogram(report.lengths),
+        *(
+            ["<h2>Groups of documents that are the same, by size</h2>", _histogram(report.duplicate_clusters)]
+            if report.duplicate_clusters.total
+            else []
+        ),
+        f"<h2>Tokenizer, {count(report.vocab_size)} pieces</h2>",
+        _tokenizer(report),
+    ]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(report.hash)}</title>'
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head><body>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns whose name ends with ``>`` are numbers."""
+    kinds = [' class="n"' if column.endswith(">") else "" for column in columns]
+    head = "".join(f"<th{kind}>{escape(column.rstrip('>'))}</th>" for column, kind in zip(columns, kinds, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>\n"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>\n{body}</table>"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _funnel(report: Report) -> str:
+    rows = [
+        (
+            step.name,
+            count(step.came.documents),
+            size(step.came.bytes),
+            count(step.dropped),
+            _percent(step.dropped / step.came.documents) if step.came.documents else "-",
+        )
+        for step in report.steps
+    ]
+    rows.append(("kept", count(report.kept.documents), size(report.kept.bytes), "", ""))
+    return _table(("step", "documents>", "text>", "dropped>", "of what came>"), rows)
+
+
+def _reasons(step: Step) -> str:
+    found = []
+    for reason, number in sorted(step.drops.items(), key=lambda item: (-item[1], item[0])):
+        shown = "".join(
+            f'<div class="dim">{escape(" ".join(filter(None, (each.id, each.detail))))}</div><pre>{escape(each.text)}</pre>'
+            for each in step.examples.get(reason, ())
+        )
+        found.append(
+            f"<details><summary>{escape(step.name)}: <b>{escape(reason)}</b>, {count(number)}</summary>{shown}</details>"
+        )
+    return "\n".join(found)
+
+
+def _shares(report: Report) -> str:
+    rows: list[tuple[str, ...]] = []
+    for by in ("language", "domain"):
+        moments = [report.shares(by, moment) for moment in ("read", "cleaned", "kept")]
+        rows += [(f"{by} {name}", *(_percent(shares[name]) for shares in moments)) for name in moments[0]]
+    total = sum(amount.bytes for amount in report.languages_found.values())
+    rows += [
+        (f"found {name}", "", _percent(amount.bytes / total) if total else "-", "")
+        for name, amount in report.languages_found.items()
+    ]
+    return _table(("", "read>", "cleaned>", "kept>"), rows)
+
+
+def _cells(report: Report, epochs: Mapping[str, float] | None) -> str:
+    rows = [
+        (
+            cell.name,
+            *(count(amount.documents) for amount in (cell.read, cell.cleaned, cell.kept)),
+            size(cell.kept.bytes),
+            count(cell.train.tokens),
+            count(cell.held_out.tokens),
+            "-" if epochs is None else f"{epochs[cell.name]:.2f}",
+        )
+        for cell in report.cells
+    ]
+    return _table(("cell", "read>", "cleaned>", "kept>", "text kept>", "training tokens>", "held-out>", "times>"), rows)
+
+
+def _histogram(values: Histogram) -> str:
+    most = max(values.counts, default=0)
+    rows = "".join(
+        f'<tr><td class="n">{label}</td><td class="n">{count(number)}</td>'
+        f'<td class="b"><div class="bar" style="width:{100 * number / most:.1f}%"></div></td></tr>\n'
+        for label, number in bins(values)
+    )
+    return f"<table>{rows}</table>"
+
+
+def _tokenizer(report: Report) -> str:
+    rows = [
+        (
+            each.language,
+            size(each.figures.bytes),
+            count(each.figures.tokens),
+            f"{each.bytes_per_token:.2f}",
+            f"{100 * each.unknown_share:.3f}%",
+            f"{100 * each.byte_share:.2f}%",
+        )
+        for each in report.tokens
+    ]
+    return _table(("language", "text>", "tokens>", "bytes a token>", "unknown>", "single bytes>"), rows)

@@ -1,0 +1,138 @@
+"""A data set's report as a page of the terminal. Pure functions of the report."""
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from api.cli.text import count, size
+from data.report import Amount, Histogram, Report, Step
+
+_BAR = 30
+_EXAMPLES = 2
+_EXAMPLE_CHARACTERS = 90
+
+
+def page(report: Report, tokens: int | None, epochs: Mapping[str, float] | None) -> RenderableType:
+    """Everything but all examples: of each reason the first two.
+
+    Args:
+        tokens: of a run, which goes ``epochs`` times through each cell; both None where no run is known.
+    """
+    parts: list[RenderableType] = [
+        Text.assemble(("data set ", "dim"), (report.hash, "bold")),
+        Text(f"{count(report.kept.documents)} documents, {size(report.kept.bytes)} kept", "dim"),
+        *_section("Funnel", _funnel(report)),
+    ]
+    if any(step.drops for step in report.steps):
+        parts += _section("Why documents were dropped", _reasons(report.steps))
+    parts += _section("Shares of the text", _shares(report))
+    parts += _section("Cells", _cells(report, epochs))
+    if tokens is not None:
+        parts.append(Text(f"times: how often a run of {count(tokens)} tokens goes through the cell", "dim"))
+    parts += _section("Documents by length in tokens", histogram(report.lengths))
+    if report.duplicate_clusters.total:
+        parts += _section("Groups of documents that are the same, by size", histogram(report.duplicate_clusters))
+    parts += _section(f"Tokenizer, {count(report.vocab_size)} pieces", _tokenizer(report))
+    return Group(*parts)
+
+
+def _section(title: str, body: RenderableType) -> list[RenderableType]:
+    return [Text(), Text(title, style="bold"), body]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left")
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    """Cells are text, not markup: a document may hold anything."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%" if share < 0.9995 or share == 1 else "99.9%"
+
+
+def _funnel(report: Report) -> Table:
+    table = _table("step", "documents>", "text>", "dropped>", "of what came>")
+    for step in report.steps:
+        came = step.came.documents
+        dropped = _percent(step.dropped / came) if came else "-"
+        _row(table, step.name, count(came), size(step.came.bytes), count(step.dropped), dropped)
+    _row(table, "kept", count(report.kept.documents), size(report.kept.bytes), "", "")
+    return table
+
+
+def _reasons(steps: Sequence[Step]) -> Table:
+    table = _table("step", "reason", "documents>", "for example")
+    for step in steps:
+        for reason, number in sorted(step.drops.items(), key=lambda item: (-item[1], item[0])):
+            shown = step.examples.get(reason, ())[:_EXAMPLES]
+            lines = [shorten(" ".join((each.id, each.detail, each.text)), _EXAMPLE_CHARACTERS) for each in shown]
+            _row(table, step.name, reason, count(number), "\n".join(lines))
+    return table
+
+
+def shorten(text: str, most: int) -> str:
+    """One line of printable characters, cut with an ellipsis."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _shares(report: Report) -> Table:
+    table = _table("", "read>", "cleaned>", "kept>")
+    for by in ("language", "domain"):
+        moments = [report.shares(by, moment) for moment in ("read", "cleaned", "kept")]
+        for name in moments[0]:
+            _row(table, f"{by} {name}", *(_percent(shares[name]) for shares in moments))
+    total = sum((amount.bytes for amount in report.languages_found.values()), 0)
+    for name, amount in report.languages_found.items():
+        _row(table, f"found {name}", "", _percent(amount.bytes / total) if total else "-", "")
+    return table
+
+
+def _cells(report: Report, epochs: Mapping[str, float] | None) -> Table:
+    table = _table("cell", "read>", "cleaned>", "kept>", "text kept>", "training tokens>", "held-out>", "times>")
+    for cell in report.cells:
+        amounts: list[Amount] = [cell.read, cell.cleaned, cell.kept]
+        times = "-" if epochs is None else f"{epochs[cell.name]:.2f}"
+        documents = [count(amount.documents) for amount in amounts]
+        tokens = [count(cell.train.tokens), count(cell.held_out.tokens)]
+        _row(table, cell.name, *documents, size(cell.kept.bytes), *tokens, times)
+    return table
+
+
+def histogram(values: Histogram) -> Table:
+    """A bar a bin, from the first to the last that is not empty."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right")
+    grid.add_column(justify="right")
+    grid.add_column()
+    most = max(values.counts, default=0)
+    for label, number in bins(values):
+        grid.add_row(Text(label, "dim"), count(number), "█" * max(round(_BAR * number / most), 1 if number else 0))
+    return grid
+
+
+def bins(values: Histogram) -> list[tuple[str, int]]:
+    """``("64-127", 12)`` and so on, empty ones at both ends left out."""
+    filled = [place for place, number in enumerate(values.counts) if number]
+    if not filled:
+        return []
+    labels = ["0-1", *(f"{count(2**b)}-{count(2 ** (b + 1) - 1)}" for b in range(1, len(values.counts)))]
+    return [(labels[b], values.counts[b]) for b in range(filled[0], filled[-1] + 1)]
+
+
+def _tokenizer(report: Report) -> Table:
+    table = _table("language", "text>", "tokens>", "bytes a token>", "unknown>", "single bytes>")
+    for each in report.tokens:
+        figures = each.figures
+        shares = (f"{100 * each.unknown_share:.3f}%", f"{100 * each.byte_share:.2f}%")
+        _row(table, each.language, size(figures.bytes), count(figures.tokens), f"{each.bytes_per_token:.2f}", *shares)
+    return table

@@ -1,0 +1,59 @@
+"""From what the tasks counted to the report. Pure."""
+
+from collections.abc import Sequence
+
+from data.corpus import Corpus
+from data.manifest import Manifest
+from data.report import Amount, CellFlow, Example, Histogram, LanguageTokens, Report, Step, TextFigures
+from data.stages.base import StageCount
+from data.tasks import PackResult
+
+
+def summarise(corpus: Corpus, manifest: Manifest, packed: Sequence[PackResult]) -> Report:
+    """
+    Args:
+        packed: of all shards, in any order.
+    """
+    languages: dict[str, TextFigures] = {}
+    for result in packed:
+        language = manifest.cells[result.shard.cell].language
+        languages[language] = languages.get(language, TextFigures()) + result.figures
+    return Report(
+        hash=manifest.hash,
+        steps=tuple(map(_step, corpus.funnel)),
+        kept=Amount(documents=len(corpus.bytes_N), bytes=int(corpus.bytes_N.sum())),
+        cells=tuple(
+            CellFlow(
+                language=cell.language,
+                domain=cell.domain,
+                read=corpus.read_C[number],
+                cleaned=corpus.cleaned_C[number],
+                kept=_amount(corpus, number),
+                train=cell.train,
+                held_out=cell.held_out,
+            )
+            for number, cell in enumerate(manifest.cells)
+        ),
+        languages_found=corpus.languages,
+        duplicate_clusters=Histogram.of(corpus.cluster_sizes.tolist()),
+        lengths=sum((figures.lengths for figures in languages.values()), Histogram()),
+        vocab_size=manifest.vocab_size,
+        tokens=tuple(LanguageTokens.of(language, languages[language]) for language in sorted(languages)),
+    )
+
+
+def _step(count: StageCount) -> Step:
+    return Step(
+        name=count.stage,
+        came=Amount(documents=count.documents, bytes=count.bytes),
+        drops=dict(sorted(count.drops.items())),
+        examples={
+            reason: tuple(Example(id=example.id, detail=example.detail, text=example.text) for example in examples)
+            for reason, examples in sorted(count.examples.items())
+        },
+    )
+
+
+def _amount(corpus: Corpus, cell: int) -> Amount:
+    sizes = corpus.bytes_N[corpus.cell_N == cell]
+    return Amount(documents=len(sizes), bytes=int(sizes.sum()))

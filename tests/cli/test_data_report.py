@@ -1,0 +1,163 @@
+"""`manta data report`: which data set, and what is shown of it."""
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from api.cli import connect
+from api.cli.main import app
+from api.cli.report_page import bins, shorten
+from data.executors import SerialExecutor
+from data.prepare import prepare
+from data.report import Histogram
+from data.spec import DataSpec, TokenizerSpec
+from service.views import JobView, Page
+
+HOSTILE = "<script>alert(1)</script> [bold red]x[/]"
+
+
+def manta(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["data", "report", *arguments])
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 documents of which 3 are the same, and one that is too short and hostile."""
+    root = tmp_path_factory.mktemp("data")
+    lines = [f"Document number {i % 38} about rivers and stones, lanterns and a quiet harbour." for i in range(40)]
+    (root / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*lines, HOSTILE]))
+    stages = ["normalise", {"stage": "length", "min_characters": len(HOSTILE) + 1}]
+    spec = DataSpec.model_validate({"sources": [{"path": str(root / "a.jsonl")}], "sequence_length": 32, "stages": stages})
+    return prepare(spec, TokenizerSpec(vocab_size=300), root / "prepared", SerialExecutor(), lambda progress: None).path
+
+
+def test_the_page_says_what_became_of_the_documents(data_set: Path) -> None:
+    ended = manta(str(data_set))
+    assert ended.exit_code == 0
+    for words in ("deduplicate", "too_short", "duplicate", "language en", "domain web", "en/web", "bytes a token", "32-63"):
+        assert words in ended.stdout
+    assert HOSTILE in ended.stdout
+    assert data_set.name in ended.stdout
+
+
+def test_json_is_the_report_and_the_run_where_one_is_named(data_set: Path) -> None:
+    stored = json.loads((data_set / "report.json").read_text())
+    assert json.loads(manta(str(data_set), "-o", "json").stdout) == stored
+    shown = json.loads(manta(str(data_set), "-o", "json", "--tokens", "64000").stdout)
+    rows = stored["cells"][0]["train"]["rows"]
+    assert shown == {**stored, "run": {"tokens": 64000, "epochs": {"en/web": pytest.approx(2000 / rows)}}}
+
+
+@pytest.mark.parametrize("where", ["", "..", "../.."])
+def test_the_directory_may_be_above_the_data_set(where: str, data_set: Path) -> None:
+    assert json.loads(manta(str(data_set / where), "-o", "json").stdout)["hash"] == data_set.name
+
+
+class Reader(HTMLParser):
+    """Text and tags of a page; what it would fetch or run."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text, self.tags, self.outside = "", set[str](), list[str]()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.outside += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_html_page_stands_alone_and_shows_text_as_text(data_set: Path, tmp_path: Path) -> None:
+    ended = manta(str(data_set), "--html", str(tmp_path / "report.html"), "--tokens", "64000")
+    assert ended.exit_code == 0
+    assert ended.stdout == ""
+    page = (tmp_path / "report.html").read_text()
+    read = Reader(page)
+    assert HOSTILE in read.text
+    assert "script" not in read.tags
+    assert read.outside == []
+    assert "url(" not in page
+    assert "@import" not in page
+    assert len(page) < 30_000
+    for words in ("deduplicate", "too_short", "en/web", "64,000", "bytes a token"):
+        assert words in read.text
+
+
+def test_a_page_that_cannot_be_written_is_a_users_error(data_set: Path, tmp_path: Path) -> None:
+    ended = manta(str(data_set), "--html", str(tmp_path / "nowhere" / "report.html"))
+    assert ended.exit_code == 2
+    assert "cannot be written" in ended.stderr
+
+
+def test_a_directory_without_data_or_with_too_much_is_said(data_set: Path, tmp_path: Path) -> None:
+    ended = manta(str(tmp_path), "-o", "json")
+    assert (ended.exit_code, json.loads(ended.stderr)["code"]) == (1, "data_set_not_found")
+    for name in ("a", "b"):
+        (tmp_path / "prepared" / name).mkdir(parents=True)
+        for file in ("manifest.json", "tokenizer.model"):
+            (tmp_path / "prepared" / name / file).touch()
+    ended = manta(str(tmp_path), "-o", "json")
+    assert (ended.exit_code, json.loads(ended.stderr)["code"]) == (1, "data_set_ambiguous")
+
+
+def test_a_torn_report_ends_with_its_code(data_set: Path, tmp_path: Path) -> None:
+    for name in ("manifest.json", "report.json", "tokenizer.model"):
+        (tmp_path / name).write_bytes((data_set / name).read_bytes()[: -1 if name == "report.json" else None])
+    ended = manta(str(tmp_path), "-o", "json")
+    assert (ended.exit_code, json.loads(ended.stderr)["code"]) == (1, "shard_corrupt")
+
+
+class FakeClient:
+    """One job."""
+
+    def __init__(self, job: JobView) -> None:
+        self.job = job
+
+    def get(self, job_id: str) -> JobView:
+        assert job_id == self.job.id
+        return self.job
+
+    def list(self, **_: Any) -> Page[JobView]:
+        return Page[JobView](items=[self.job], next_cursor=None)
+
+
+@pytest.fixture
+def home(tmp_path: Path, job: Callable[..., JobView], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with one training job known to the service, and no directory of it yet."""
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path))
+    monkeypatch.setattr(connect, "connect", lambda url: FakeClient(job(state="succeeded")))
+    return tmp_path
+
+
+def test_a_jobs_report_says_how_often_its_run_repeats_each_cell(home: Path, data_set: Path) -> None:
+    directory = home / "jobs" / "j-8c1f02aa"
+    directory.mkdir(parents=True)
+    (directory / "prepared.json").write_text(json.dumps({"path": str(data_set), "hash": data_set.name}))
+    shown = json.loads(manta("j-8c1f02aa", "-o", "json").stdout)
+    assert shown["hash"] == data_set.name
+    assert shown["run"]["tokens"] == 100 * 32 * 256  # the defaults: steps, rows in a step, tokens in a row
+    assert shown["run"]["epochs"]["en/web"] == pytest.approx(100 * 32 * 256 / 32 / shown["cells"][0]["train"]["rows"])
+
+
+def test_a_job_whose_storage_is_elsewhere_is_said(home: Path) -> None:
+    ended = manta("j-8c1f02aa", "-o", "json")
+    assert (ended.exit_code, json.loads(ended.stderr)["code"]) == (1, "data_set_not_found")
+    assert "this machine does not see" in json.loads(ended.stderr)["detail"]
+
+
+def test_bins_are_labelled_and_empty_ends_left_out() -> None:
+    assert bins(Histogram.of([2, 9, 9])) == [("2-3", 1), ("4-7", 0), ("8-15", 2)]
+    assert bins(Histogram.of([0, 1])) == [("0-1", 2)]
+    assert bins(Histogram()) == []
+
+
+def test_examples_are_one_printable_line() -> None:
+    assert shorten("a\n\x1b[31mb\tc", 20) == "a [31mb c"
+    assert shorten("x" * 30, 10) == "x" * 9 + "…"
