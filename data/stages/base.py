@@ -22,6 +22,8 @@ class Drop:
     """A short name that is counted: ``mean_word_length``."""
     detail: str = ""
     """The figure that decided: ``11.2``."""
+    confidential: bool = False
+    """The text is not to be shown as an example."""
 
 
 class Stage(Protocol):
@@ -35,7 +37,7 @@ class Example:
     id: str
     detail: str
     text: str
-    """Its beginning."""
+    """Its beginning; empty where that is confidential."""
 
 
 @dataclass(slots=True)
@@ -55,7 +57,8 @@ class StageCount:
         self.drops[drop.reason] = self.drops.get(drop.reason, 0) + 1
         shown = self.examples.setdefault(drop.reason, [])
         if len(shown) < EXAMPLES:
-            shown.append(Example(document.id, drop.detail, document.text[:EXAMPLE_CHARACTERS]))
+            text = "" if drop.confidential else document.text[:EXAMPLE_CHARACTERS]
+            shown.append(Example(document.id, drop.detail, text))
 
     def add(self, other: "StageCount") -> None:
         """Take in the counts of documents further on."""

@@ -58,10 +58,10 @@ class PersonalData:
         found: list[Find] = []
         for find in self._find(text, document.language == "zh"):
             if self._actions[find.kind] == "drop":
-                return Drop(find.kind, f"at byte {find.start}")
+                return Drop(find.kind, f"at byte {find.start}", confidential=True)
             found.append(find)
             if self._most is not None and len(found) > self._most:
-                return Drop("too_much_personal_data", f"more than {self._most}")
+                return Drop("too_much_personal_data", f"more than {self._most}", confidential=True)
         if found:
             document.text = self._redacted(text, found).decode()
         return document

@@ -15,7 +15,7 @@ from faker import Faker
 
 from data import stdlib
 from data.documents import Document
-from data.stages.base import Drop
+from data.stages.base import Drop, StageCount, clean
 from data.stages.identifiers import is_card, luhn
 from data.stages.libraries import LibraryMissing
 from data.stages.personal_data import KINDS, PersonalDataSpec
@@ -318,3 +318,11 @@ def test_a_library_that_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "re2", None)
     with pytest.raises(LibraryMissing, match="re2"):
         make_stage(PersonalDataSpec())
+
+
+def test_a_document_dropped_for_its_personal_data_is_not_shown_in_the_report() -> None:
+    document = Document("Write to ada.lovelace@mailexample.org about it.", "file:1", "en", "web")
+    count = StageCount("personal_data")
+    assert list(clean([document], [make_stage(PersonalDataSpec(email="drop"))], [count])) == []
+    ((example,),) = count.examples.values()
+    assert (example.id, example.text) == ("file:1", "")
