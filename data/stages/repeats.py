@@ -1,14 +1,17 @@
-"""Repeated n-grams of a document, exactly, and quickly where there are few. N is the number of tokens.
+"""Repeated n-grams of a document, exactly, and quickly where there are few.
+
+N is the number of tokens, W that of different ones.
 
 Almost every document is far below the thresholds, and bounds prove it without a look at each n:
 
-- An n-gram is at most as frequent as the m-grams inside it (m <= n), and has at most n times the longest token's characters.
+- An n-gram is at most as frequent as each token and shorter n-gram inside it. So all its occurrences have at most n times the
+  characters that one token can have in that many places.
 - Where an n-gram is repeated, every m-gram inside it is repeated, so the characters under repeated m-grams bound those under
   repeated n-grams.
 - Taking two different n-grams for the same, as hashes may, only raises the second bound. What is counted is compared in full.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,23 +30,26 @@ class Repeats:
         self._tokens = tokens
         self._joint = joint
         self._size = size
-        number: defaultdict[str, int] = defaultdict()
-        number.default_factory = number.__len__
+        counts = Counter(tokens)
+        number = dict(zip(counts, range(len(counts)), strict=True))
+        self._count_W: Ints = np.fromiter(counts.values(), np.int64, len(counts))
+        self._length_W: Ints = np.fromiter(map(len, counts), np.int64, len(counts))
         self._id_N: U64 = np.fromiter(map(number.__getitem__, tokens), np.uint64, len(tokens))
         self._bits = max(1, len(number).bit_length())
-        self._longest = max(map(len, number), default=0)
 
     def top(self, limits: Mapping[int, float]) -> tuple[int, float] | None:
         """The first n whose most frequent n-gram, in all its occurrences, has a share above ``limits[n]``, and the share."""
-        frequency = len(self._tokens)
+        most = int(self._count_W.max(initial=0))
+        widest = self._widest(most)
         for n, limit in sorted(limits.items()):
             if n > len(self._tokens):
                 break
-            if frequency * (n * self._longest + (n - 1) * self._joint) / self._size > limit:
-                frequency, gram = self._most_frequent(n)
-                share = frequency * (sum(map(len, gram)) + (n - 1) * self._joint) / self._size
+            if (n * widest + (n - 1) * self._joint * most) / self._size > limit:
+                most, gram = self._most_frequent(n)
+                share = most * (sum(map(len, gram)) + (n - 1) * self._joint) / self._size
                 if share > limit:
                     return n, share
+                widest = self._widest(most)
         return None
 
     def duplicates(self, limits: Mapping[int, float]) -> tuple[int, float] | None:
@@ -60,6 +66,10 @@ class Repeats:
                     return n, share
         return None
 
+    def _widest(self, most: int) -> int:
+        """The characters that one token can have in ``most`` places."""
+        return int((np.minimum(self._count_W, most) * self._length_W).max(initial=0))
+
     def _most_frequent(self, n: int) -> tuple[int, Sequence[str]]:
         """How often the most frequent n-gram is there, and the n-gram; the first of several."""
         if n * self._bits > 64:
@@ -67,17 +77,18 @@ class Repeats:
             return count, gram
         gram_N = self._keys(n, 1 << self._bits)
         ordered_N = np.sort(gram_N)
-        ends = np.append(np.flatnonzero(ordered_N[1:] != ordered_N[:-1]), len(gram_N) - 1)
-        counts = np.diff(ends, prepend=-1)
+        edges = np.concatenate(([-1], np.flatnonzero(ordered_N[1:] != ordered_N[:-1]), [len(gram_N) - 1]))
+        counts = edges[1:] - edges[:-1]
         count = int(counts.max())
-        most = ordered_N[ends[counts == count]]
+        most = ordered_N[edges[1:][counts == count]]
         first = int(np.argmax(gram_N == most[0] if len(most) == 1 else np.isin(gram_N, most)))
         return count, self._tokens[first : first + n]
 
     def _few_repeated(self, n: int, limit: float) -> bool:
         ordered_N = np.sort(self._keys(n, _MULTIPLIER))
         repeated = int(np.count_nonzero(ordered_N[1:] == ordered_N[:-1]))
-        return repeated * n * self._longest / self._size <= limit
+        longest = int(self._length_W[self._count_W > 1].max(initial=0))
+        return repeated * n * longest / self._size <= limit
 
     def _keys(self, n: int, base: int) -> U64:
         """One number for each n-gram, ``[N - n + 1]``: its tokens' numbers as digits of ``base``, modulo 2 ** 64."""
