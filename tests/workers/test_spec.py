@@ -263,7 +263,7 @@ def test_a_block_that_does_not_divide_the_rows_is_named_and_not_the_alignment_th
             "curriculum": [{"sequence_length": 32, "fraction": 0.5}, {"sequence_length": 128, "fraction": 0.5}],
         },
     }
-    with pytest.raises(ValidationError, match="model.hierarchical_block 64 does not divide rows of 32 tokens"):
+    with pytest.raises(ValidationError, match=r"model\.hierarchical_block 64 does not divide rows of 32 tokens"):
         TrainSpec.model_validate(given)
 
 
