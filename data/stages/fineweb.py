@@ -8,6 +8,7 @@ and, in the code but not in the paper, where there are more than 0.3 newlines a 
 default for duplicated lines is 0.01; ours is the paper's.
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -28,7 +29,7 @@ from data.stages.text import (
     tokens,
 )
 
-_ENDS = tuple(SENTENCE_ENDS)
+_ENDS = frozenset(SENTENCE_ENDS)
 _CHINESE_ENDS = tuple(CHINESE_LINE_ENDS)
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
@@ -87,13 +88,18 @@ class FineWeb:
     def _newlines(self, text: str, chinese: bool) -> Drop | None:
         newlines = text.count("\n")
         most = self._spec.chinese.max_newlines if chinese else self._spec.max_newlines
-        # There are at least as many words as are parted by spaces, and these are cheap to count.
-        if most is None or (not chinese and newlines <= most * len(text.split())):
+        if most is None or (not chinese and _has_words(text, newlines, most)):
             return None
         found = newlines / max(1, len(characters(text)) if chinese else len(tokens(text)))
         return Drop("many_newlines", figure(found)) if above(found, most) else None
 
 
+def _has_words(text: str, newlines: int, most: float) -> bool:
+    """Whether what spaces part, which is never more than the tokens, is already enough; no more of it is split."""
+    enough = math.ceil(newlines / most) if most else len(text)
+    return len(text.split(None, enough)) > enough
+
+
 def _ends_sentence(line: str, chinese: bool) -> bool:
     line = line.rstrip()
-    return line.rstrip(CLOSING).endswith(_CHINESE_ENDS) if chinese else line.endswith(_ENDS)
+    return line.rstrip(CLOSING).endswith(_CHINESE_ENDS) if chinese else line[-1] in _ENDS
