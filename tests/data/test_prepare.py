@@ -334,9 +334,11 @@ def test_each_segment_of_a_curriculum_has_documents_and_a_row_length_of_its_own(
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("ray_cluster")
-def test_ray_data_gives_the_same_bytes(spec: DataSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("deduplicate", ["exact", "minhash", "simhash"])
+def test_ray_data_gives_the_same_bytes(spec: DataSpec, tmp_path: Path, deduplicate: str) -> None:
     from data.ray_executor import RayDataExecutor
 
+    spec = DataSpec.model_validate({**spec.model_dump(), "deduplicate": deduplicate})
     serial = prepared_in(tmp_path / "serial", spec, SerialExecutor())
     spread = prepared_in(tmp_path / "ray", spec, RayDataExecutor())
     assert files(serial.path) == files(spread.path)
