@@ -62,7 +62,7 @@ class DataSpec(Spec):
     the gaps are padding. Divides every sequence length."""
     stages: Annotated[tuple[StageSpec, ...], BeforeValidator(given_stages)] = PRESETS["quickstart"]  # type: ignore[assignment]
     """What each document goes through, in order, before deduplication: a list of stages with their settings, or a preset
-    (``quickstart``, ``none``). What a stage drops is in the report, with its reason."""
+    (``quickstart``, ``web``, ``papers``, ``code``, ``none``). What a stage drops is in the report, with its reason."""
     max_document_bytes: int = Field(default=16 * 2**20, ge=1)
     """A larger document is a bad document: see ``on_bad_document``."""
     on_bad_document: Literal["error", "drop"] = "error"

@@ -115,6 +115,7 @@ class PackResult:
     figures: TextFigures
 
 
+_STAGES: TypeAdapter[tuple[StageSpec, ...]] = TypeAdapter(tuple[StageSpec, ...])
 _CLEAN_RESULT = TypeAdapter(CleanResult)
 _PACK_RESULT = TypeAdapter(PackResult)
 
@@ -158,10 +159,14 @@ def clean_files(task: CleanTask) -> CleanResult:
     return result
 
 
-@lru_cache(maxsize=1)
 def _stages(specs: tuple[StageSpec, ...]) -> tuple[Stage, ...]:
+    return _stages_of(_STAGES.dump_json(specs))
+
+
+@lru_cache(maxsize=1)
+def _stages_of(specs: bytes) -> tuple[Stage, ...]:
     """Made once a process: some load lists or models."""
-    return tuple(make_stage(spec) for spec in specs)
+    return tuple(make_stage(spec) for spec in _STAGES.validate_json(specs))
 
 
 def _read(task: CleanTask) -> Iterator[Document | Bad]:

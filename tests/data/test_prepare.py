@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
 
 from data import sources
@@ -19,7 +20,8 @@ from data.locks import locked
 from data.manifest import Split
 from data.prepare import Prepared, Progress, prepare
 from data.spec import CurriculumSegment, DataSpec, SourceSpec, TokenizerSpec
-from tests.data.conftest import Preparation, data_spec, json_lines, texts, write
+from data.stages.registry import PRESETS
+from tests.data.conftest import WORDS, Preparation, data_spec, json_lines, texts, write
 
 TOKENIZER = TokenizerSpec(vocab_size=300)
 CURRICULUM = (CurriculumSegment(sequence_length=16, fraction=0.4), CurriculumSegment(sequence_length=32, fraction=0.6))
@@ -354,3 +356,17 @@ def test_an_error_on_a_worker_arrives_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match=r"a\.jsonl:10: not JSON") as raised:
         prepared_in(tmp_path / "ray", data_spec(path), RayDataExecutor())
     assert raised.value.pointer == "/data_pipeline/sources/0/path"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_of_stages_prepares(preset: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines([_story(i) for i in range(60)]))
+    made = prepared_in(tmp_path / preset, data_spec(path, stages=preset), SerialExecutor())
+    assert made.manifest.documents("train") > 20, made.manifest.drops
+
+
+def _story(number: int) -> str:
+    """Ten lines of fifteen words, no two alike."""
+    draw = np.random.default_rng(number)
+    words = [*WORDS, "that", "have", "with", "of", "the", "to", "and", "be"]
+    return "\n".join(f"In year {draw.integers(9999)} the " + " ".join(draw.permutation(words)[:12]) + "." for _ in range(10))
