@@ -128,9 +128,9 @@ PRESETS: dict[str, Preset] = {
         "arXiv 2409.02060",
     ),
     "1.3b": Preset(
-        _llama(2048, 24, 16, 16, 5504, max_position_embeddings=16_384),
+        _llama(2048, 24, 16, 16, 5504, max_position_embeddings=16_384, rope_theta=1e5),
         *(32_256, 1.35e9, 1.35e9),
-        "DeepSeek-Coder 1.3B, arXiv 2401.14196",
+        "DeepSeek-Coder 1.3B, arXiv 2401.14196, without its linear scaling of positions",
     ),
     "7b": Preset(
         _llama(4096, 32, 32, 32, 11_008, max_position_embeddings=4096, rms_norm_eps=1e-5),
