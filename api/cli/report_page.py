@@ -74,7 +74,9 @@ def _reasons(steps: Sequence[Step]) -> Table:
     for step in steps:
         for reason, number in sorted(step.drops.items(), key=lambda item: (-item[1], item[0])):
             shown = step.examples.get(reason, ())[:_EXAMPLES]
-            lines = [shorten(" ".join((each.id, each.detail, each.text)), _EXAMPLE_CHARACTERS) for each in shown]
+            # The file's name is enough to recognise it; JSON has the whole path.
+            parts = [(each.id.rpartition("/")[2], each.detail, each.text) for each in shown]
+            lines = [shorten(" ".join(part), _EXAMPLE_CHARACTERS) for part in parts]
             _row(table, step.name, reason, count(number), "\n".join(lines))
     return table
 

@@ -36,8 +36,7 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(spec, TokenizerSpec(vocab_size=300), root / "prepared", SerialExecutor(), lambda progress: None).path
 
 
-def test_the_page_says_what_became_of_the_documents(data_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "400")  # a narrow terminal cuts the examples
+def test_the_page_says_what_became_of_the_documents(data_set: Path) -> None:
     ended = manta(str(data_set))
     assert ended.exit_code == 0
     for words in ("deduplicate", "too_short", "duplicate", "language en", "domain web", "en/web", "bytes a token", "32-63"):
