@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from workers.fit import Way, limit, needed, ways_out
+from workers.fit import SIZES, Way, _divisors_below, limit, needed, ways_out
 from workers.plan import plan
 from workers.sizes import in_words, parse_bytes
 from workers.spec import TrainSpec
@@ -163,9 +163,14 @@ def test_three_ways_out_are_named_whatever_is_too_large(preset: str) -> None:
     assert detail.split("these would fit: ")[1].count("GiB)") + detail.split("these would fit: ")[1].count("MiB)") == 3
 
 
-def test_a_micro_batch_of_many_divisors_is_planned_as_fast_as_another() -> None:
-    ways = ways_out(
-        of(model={"preset": "7b"}, gpu_config=H100S, training={"global_batch_size": 720720, "micro_batch_size": 720720}),
-        80 * GIB,
-    )
-    assert ways
+@pytest.mark.parametrize(("size", "tried"), [(1, []), (8, [4, 2, 1]), (7, [1])])
+def test_smaller_micro_batches_are_divisors(size: int, tried: list[int]) -> None:
+    assert _divisors_below(size) == tried
+
+
+def test_of_a_micro_batch_of_many_divisors_only_some_are_tried() -> None:
+    tried = _divisors_below(720720)
+    assert len(tried) == SIZES
+    assert (tried[0], tried[-1]) == (360360, 1)
+    assert tried == sorted(tried, reverse=True)
+    assert all(720720 % size == 0 for size in tried)
