@@ -7,7 +7,8 @@ Python process of a second or more, and none of them does anything for Manta; st
 - runs Ray's controller in the driver's own process, not as an actor;
 - leaves out the placement group cleaner: the group belongs to the driver's job, and Ray removes it when the driver is gone;
 - leaves out the report barrier and the autoscaling coordinator: ranks report over HTTP, the placement group is the demand;
-- gives workers no ``runtime_env`` of their own, and takes workers into the first group that the driver has started earlier;
+- has workers of its own (``workers.early``) without a ``runtime_env``: the first group takes those that the driver has
+  started earlier, and a worker sleeps while it trains;
 - derives from ``TorchTrainer``'s base: what ``TorchTrainer`` adds is the default process group, which Manta never uses,
   and an import of torch in the driver.
 """
@@ -38,7 +39,7 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from workers.early import EarlyWorkers, settle
+from workers.early import EarlyWorkers, settle, workers_in
 
 __all__ = [
     "Backend",
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 CONTROLLER_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a death is seen, and a finish, within this; each look interrupts the workers
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # Ray waits for so long and then sleeps for so long: a death is seen in 0.5 s
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # needs the controller to be an actor
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more actor
 }
@@ -102,7 +103,7 @@ class LeanTrainer(DataParallelTrainer):
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         settings["scaling_policy"] = _NoAutoscaler(self.scaling_config)
         settings["failure_policy"] = _AskingPolicy(self.run_config.failure_config, self._retry, self._not_started)
-        with _environment(CONTROLLER_SETTINGS), _no_report_barrier():
+        with _environment(CONTROLLER_SETTINGS), _lean_group():
             controller = _Controller(**settings)
             early = self._early
 
@@ -115,8 +116,7 @@ class LeanTrainer(DataParallelTrainer):
             finally:
                 # SIGTERM ends up here: the workers go before the driver does.
                 if (group := controller.get_worker_group()) is not None and group.has_started():
-                    for worker in group.get_workers():
-                        ray.kill(worker.actor)
+                    _kill(group.get_workers())
             return controller.get_result()
 
 
@@ -132,12 +132,13 @@ class _WorkerGroup(WorkerGroup):
         return DefaultPlacementGroupHandle(self._taken.group)
 
     def _create_workers(self, num_workers: int, placement_group: Any, resources_per_worker: Any, **settings: Any) -> list[Any]:
-        if self._taken is None:
-            return super()._create_workers(num_workers, placement_group, resources_per_worker, **settings)
-        actors = self._taken.actors
+        early = None if self._taken is None else self._taken.actors
+        actors = early or workers_in(placement_group, num_workers, resources_per_worker)
         try:
             found = ray.get([actor.get_metadata.remote() for actor in actors])
         except ray.exceptions.RayActorError as error:
+            for actor in actors:
+                ray.kill(actor)
             raise WorkerGroupStartupFailedError(f"a worker did not start: {error}") from error
         workers = [
             Worker(actor, metadata, resources_per_worker, placement_group_bundle_index=i)
@@ -220,14 +221,21 @@ class _NoBarrier:
 
 
 @contextmanager
-def _no_report_barrier() -> Iterator[None]:
-    actor, shutdown = group_module.SynchronizationActor, group_state._shutdown_sync_actor
+def _lean_group() -> Iterator[None]:
+    """No actor for the report barrier, and none to stop. Workers have no hooks for their end: they go at once."""
+    before = group_module.SynchronizationActor, group_state._shutdown_sync_actor, group_state._shutdown_workers
     group_module.SynchronizationActor = _NoBarrier
     group_state._shutdown_sync_actor = lambda sync_actor: None
+    group_state._shutdown_workers = _kill
     try:
         yield
     finally:
-        group_module.SynchronizationActor, group_state._shutdown_sync_actor = actor, shutdown
+        group_module.SynchronizationActor, group_state._shutdown_sync_actor, group_state._shutdown_workers = before
+
+
+def _kill(workers: list[Any]) -> None:
+    for worker in workers:
+        ray.kill(worker.actor)
 
 
 @contextmanager

@@ -231,7 +231,7 @@ class _Watch(WorkerGroupCallback):
     def _failed(self, errors: dict[int, BaseException]) -> None:
         dead = [rank for rank in self._workers if rank in errors and is_dead(errors[rank])]
         # A survivor's broken collective is often seen first; whose process is really gone?
-        dead += [rank for rank in self._workers if rank not in dead and _is_gone(self._workers[rank])]
+        dead = dead or _gone(self._workers)
         at, generation = self.clock(), self.starts.generation
         steps = [p for rank in self._workers if (p := self._progress(rank))]
         step = max((p.last_step for p in steps), default=None)
@@ -305,12 +305,14 @@ def _as_failure(note: FailureNote) -> WorkersFailed:
     )
 
 
-def _is_gone(worker: Any, timeout: float = 1.0) -> bool:
-    """Whether Ray says that the worker's process has ended; False when it answers or is only slow."""
-    try:
-        ray.get(worker.execute_async(os.getpid), timeout=timeout)
-    except ray.exceptions.RayActorError:
-        return True
-    except ray.exceptions.GetTimeoutError:
-        return False
-    return False
+def _gone(workers: dict[int, Any], timeout: float = 1.0) -> list[int]:
+    """Ranks of those whose process has ended, as Ray says within ``timeout`` seconds. One that is slow is not gone."""
+    asked = {worker.execute_async(os.getpid): rank for rank, worker in workers.items()}
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout)
+    gone = []
+    for answer in answered:
+        try:
+            ray.get(answer)
+        except ray.exceptions.RayActorError:
+            gone.append(asked[answer])
+    return gone

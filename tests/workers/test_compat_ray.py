@@ -1,6 +1,8 @@
 """Fails when an upgrade of Ray moves what ``workers/compat_ray.py`` leans on."""
 
 import inspect
+import threading
+from types import SimpleNamespace
 
 import pytest
 from ray import cloudpickle
@@ -10,6 +12,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
+from ray.train.v2._internal.execution.worker_group.thread_runner import ThreadRunner
 from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -38,6 +41,7 @@ from workers.early import TrainWorker, settle
         (TrainController, "get_result", ["self"]),
         (TrainController, "get_worker_group", ["self"]),
         (state, "_shutdown_sync_actor", ["sync_actor"]),
+        (state, "_shutdown_workers", ["workers", "patience_s"]),
     ],
 )
 def test_ray_still_has_what_is_overridden(owner: object, name: str, parameters: list[str]) -> None:
@@ -46,7 +50,7 @@ def test_ray_still_has_what_is_overridden(owner: object, name: str, parameters: 
 
 def test_ray_still_makes_the_barrier_from_that_name() -> None:
     assert "SynchronizationActor.options(" in inspect.getsource(WorkerGroup._start_impl)
-    with compat_ray._no_report_barrier():
+    with compat_ray._lean_group():
         assert worker_group.SynchronizationActor is compat_ray._NoBarrier
         assert worker_group.SynchronizationActor.options(label_selector={}).remote(timeout_s=None) is not None
     assert worker_group.SynchronizationActor is not compat_ray._NoBarrier
@@ -71,13 +75,30 @@ def test_the_early_worker_answers_whatever_a_worker_group_asks() -> None:
     assert have - asked - only_for_replicas_and_preemption == set()
 
 
+def test_a_worker_sleeps_until_its_training_has_ended() -> None:
+    runner, end, statuses = ThreadRunner(), threading.Event(), []
+    worker = TrainWorker.__new__(TrainWorker)
+    worker._context = lambda: SimpleNamespace(execution_context=SimpleNamespace(training_thread_runner=runner))
+    worker._worker = SimpleNamespace(poll_status=lambda: "running" if runner.is_running() else "ended")
+    assert worker.poll_status() == "ended"  # before training there is nothing to wait for
+    runner.run(end.wait)
+    asker = threading.Thread(target=lambda: statuses.append(worker.poll_status()))
+    asker.start()
+    end.set()
+    asker.join()
+    assert statuses == ["ended"]
+
+
 def test_settings_of_the_controller_do_not_outlive_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "7")
     monkeypatch.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)
     import os
 
     with compat_ray._environment(compat_ray.CONTROLLER_SETTINGS):
-        assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.5"
+        assert (
+            os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
+            == compat_ray.CONTROLLER_SETTINGS["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
+        )
     assert os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7"
     assert "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER" not in os.environ
 
