@@ -3,8 +3,8 @@
 On one running cluster with the shards prepared, in alternating pairs: the shipped command line against the bare TorchTrainer
 script of ``tests/bench/peers`` given to Ray's job API (same model, shards, samples, steps). Seconds from submit to the first
 optimizer step, and from the last step until Ray says that the job has ended and no process of it lives. Then training
-tokens/s by the wall clock, from the first reported step after the warm-up to the last, through Manta against
-``workers.local`` under torchrun, with cluster and service up for both.
+tokens/s through Manta against ``workers.local`` under torchrun, with cluster and service up for both: see
+``tests/bench/throughput.py``.
 
 What the peer does otherwise than Manta: DDP and not FSDP; weight decay on all parameters, in Manta on matrices only; router
 bias updates from each rank's last micro-batch, in Manta from the counts of the global batch; the loss is the mean of the
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -39,27 +39,26 @@ from api.launcher import Endpoint, RayLauncher
 from api.settings import Settings
 from service.states import FINAL
 from service.views import JobView, MetricView
+from tests.bench.throughput import WARM_STEPS, Side, block_ratios, local, take_turns, until
 
 PAIRS = 3
-THROUGHPUT_PAIRS = 5
 WORKERS = 2
 SHORT_STEPS = 20
-LONG_STEPS = 60
-SKIPPED_STEPS = 10
+ENDLESS_STEPS = 2000
 PATIENCE_SECONDS = 300.0
 PEER = Path(__file__).parent / "peers" / "bare_torchtrainer.py"
 
 
-def job(steps: int) -> dict[str, Any]:
-    """Short jobs have a small model: starting and stopping is what they measure, and not the evaluation, the samples and the
-    checkpoint that Manta ends with and the bare script does without. Long jobs have the default model."""
+def job(model: str = "small", steps: int = SHORT_STEPS) -> dict[str, Any]:
+    """The ``small`` model is for what measures starting and stopping, and not the evaluation, the samples and the checkpoint
+    that Manta ends with and the bare script does without; else it is the ``default`` one."""
     small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
     return {
         "kind": "train",
         "name": "overhead",
         "parallel_strategy": {"data_parallel": WORKERS},
         "data_pipeline": {"sequence_length": 128},
-        "model": small | {"moe_intermediate_size": 64, "n_routed_experts": 4} if steps == SHORT_STEPS else {},
+        "model": small | {"moe_intermediate_size": 64, "n_routed_experts": 4} if model == "small" else {},
         "training": {"steps": steps, "global_batch_size": 16, "micro_batch_size": 4, "eval_rows": 8},
         "checkpoint": {"interval": 1000},
     }
@@ -81,39 +80,42 @@ class Bench:
     cluster_id: str
     count: int = 0
 
-    def file(self, steps: int) -> Path:
-        path = self.home / f"job-{steps}.yaml"
-        path.write_text(yaml.safe_dump(job(steps)))
+    def file(self, model: str, steps: int) -> Path:
+        path = self.home / f"job-{model}-{steps}.yaml"
+        path.write_text(yaml.safe_dump(job(model, steps)))
         return path
 
-    def submit(self, steps: int) -> str:
-        command = [sys.executable, "-m", "api.cli.main", "submit", str(self.file(steps)), "-o", "json"]
+    def submit(self, model: str = "small", steps: int = SHORT_STEPS) -> str:
+        command = [sys.executable, "-m", "api.cli.main", "submit", str(self.file(model, steps)), "-o", "json"]
         answer = subprocess.run(command, env=environment(self.home), check=True, capture_output=True, text=True)
         return str(json.loads(answer.stdout)["id"])
 
-    def manta(self, steps: int = SHORT_STEPS) -> Run:
+    def manta(self, model: str = "small") -> Run:
         before, started = set(psutil.pids()), time.time()
-        job_id = self.submit(steps)
+        job_id = self.submit(model)
         self.gone(f"manta-{job_id}-1", before)
         ended = time.time()
         job, metrics = self.result(job_id)
         assert job.state == "succeeded", job.failure
-        times = {metric.step: metric.at.timestamp() for metric in metrics if "loss" in metric.values}
-        return Run(times[1] - started, ended - times[steps])
+        times = step_times(metrics)
+        return Run(times[1] - started, ended - times[SHORT_STEPS])
 
     def result(self, job_id: str) -> tuple[JobView, list[MetricView]]:
         while (view := self.client.get(job_id)).state not in FINAL:
             time.sleep(0.05)
+        return view, self.metrics(job_id)
+
+    def metrics(self, job_id: str) -> list[MetricView]:
         metrics: list[MetricView] = []
         while page := self.client.metrics(job_id, after=metrics[-1].id if metrics else None, limit=500).items:
             metrics += page
-        return view, metrics
+        return metrics
 
-    def bare(self, prepared: Path, steps: int = SHORT_STEPS) -> Run:
+    def bare(self, prepared: Path) -> Run:
         self.count += 1
         directory = self.home / "bare" / str(self.count)
         directory.mkdir(parents=True)
-        spec = {key: value for key, value in job(steps).items() if key not in ("kind", "name")}
+        spec = {key: value for key, value in job().items() if key not in ("kind", "name")}
         config = {
             "prepared": str(prepared),
             "spec": spec,
@@ -128,7 +130,7 @@ class Bench:
         ended = time.time()
         assert state == "succeeded", self.launcher.logs(f"bare-{self.count}")
         times = {line["step"]: line["time"] for line in map(json.loads, (directory / "steps").read_text().splitlines())}
-        return Run(times[1] - started, ended - times[steps])
+        return Run(times[1] - started, ended - times[SHORT_STEPS])
 
     def gone(self, submission_id: str, before: set[int]) -> str:
         """Wait until Ray says that the job has ended, and no process of it lives. Returns the state."""
@@ -153,48 +155,26 @@ class Bench:
         works = command.startswith("ray::") and not command.startswith("ray::IDLE")
         return ours and (works or "workers.driver" in command or str(PEER) in command)
 
-    @staticmethod
-    def is_driver(process: psutil.Process, job_id: str) -> bool:
-        with suppress(psutil.Error):
-            command = process.cmdline()
-            return "workers.driver" in command and any(job_id in part for part in command)
-        return False
-
-    def manta_rate(self) -> tuple[float, float]:
-        """Tokens a second, and the seconds from the last step until no process lives."""
+    @contextmanager
+    def training(self) -> Iterator[Side]:
+        """The default model in mid-training, warm and stopped; cancelled at the end."""
         before = set(psutil.pids())
-        job_id = self.submit(LONG_STEPS)
-        # Whoever asks Ray's job API or the service again and again takes cores that training would have.
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not (drivers := [each for each in psutil.process_iter() if self.is_driver(each, job_id)]):
-            assert time.monotonic() < deadline, f"job {job_id} has no driver"
-            time.sleep(0.5)
-        _, alive = psutil.wait_procs(drivers, timeout=PATIENCE_SECONDS)
-        assert not alive, f"{alive} do not end"
-        self.gone(f"manta-{job_id}-1", before)
-        ended = time.time()
-        job, metrics = self.result(job_id)
-        assert job.state == "succeeded", job.failure
-        times = {metric.step: metric.at.timestamp() for metric in metrics if "loss" in metric.values}
-        return rate(times), ended - times[LONG_STEPS]
-
-    def local_rate(self) -> float:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORKERS}"]
-        with tempfile.TemporaryDirectory() as out:
-            (Path(out) / "prepared").symlink_to(self.home / "prepared")
-            command += ["-m", "workers.local", str(self.file(LONG_STEPS)), "--out", out]
-            subprocess.run(command, check=True, capture_output=True, env=environment(self.home))
-            lines = map(json.loads, (Path(out) / "metrics.jsonl").read_text().splitlines())
-            return rate({line["step"]: line["time"] for line in lines if "loss" in line["values"]})
+        job_id = self.submit("default", ENDLESS_STEPS)
+        until(lambda: max(step_times(self.metrics(job_id)), default=0) >= WARM_STEPS)
+        processes = [process for process in psutil.process_iter() if self.is_of_the_attempt(process, before)]
+        side = Side("manta", processes, lambda: step_times(self.metrics(job_id)))
+        side.send(signal.SIGSTOP)
+        try:
+            yield side
+        finally:
+            side.send(signal.SIGCONT)
+            self.client.cancel(job_id)
+            self.result(job_id)
 
 
-def rate(times: dict[int, float]) -> float:
-    """Tokens a second between the first step after the warm-up and the last one, by ``times`` (Unix seconds) of steps."""
-    training = job(LONG_STEPS)["training"]
-    tokens = training["global_batch_size"] * job(LONG_STEPS)["data_pipeline"]["sequence_length"]
-    first, last = SKIPPED_STEPS, max(times)
-    assert last == LONG_STEPS, f"step {LONG_STEPS} was not reported, but {last}"
-    return float(tokens * (last - first) / (times[last] - times[first]))
+def step_times(metrics: list[MetricView]) -> dict[int, float]:
+    """Unix seconds at which each step was done."""
+    return {metric.step: metric.at.timestamp() for metric in metrics if "loss" in metric.values}
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -225,7 +205,7 @@ def main() -> None:
     with manta_up() as bench:
         say("preparing shards, and one run of each that does not count")
         # Ray Data leaves two detached actors in the cluster when it is first used; they belong to no attempt.
-        job, _ = bench.result(bench.submit(SHORT_STEPS))
+        job, _ = bench.result(bench.submit())
         assert job.state == "succeeded", job.failure
         (prepared,) = (manifest.parent for manifest in (bench.home / "prepared").glob("*/manifest.json"))
         bench.bare(prepared)
@@ -235,17 +215,8 @@ def main() -> None:
                 run = bench.manta() if which == "manta" else bench.bare(prepared)
                 (manta if which == "manta" else bare).append(run)
                 say(f"pair {pair + 1} {which}: first step {run.first_step:.2f} s, finish {run.finish:.2f} s")
-        through, local, whole = [], [], []
-        for pair in range(THROUGHPUT_PAIRS):
-            for which in ("manta", "local") if pair % 2 == 0 else ("local", "manta"):
-                if which == "manta":
-                    found, end = bench.manta_rate()
-                    through.append(found)
-                    whole.append(end)
-                else:
-                    found = bench.local_rate()
-                    local.append(found)
-                say(f"pair {pair + 1} {which}: {found:.0f} tokens/s")
+        whole = [bench.manta("default").finish for _ in range(PAIRS)]
+        ours, theirs = throughput(bench, prepared)
     first, bare_first = median(r.first_step for r in manta), median(r.first_step for r in bare)
     finish, bare_finish = median(r.finish for r in manta), median(r.finish for r in bare)
     figures = {
@@ -258,15 +229,29 @@ def main() -> None:
         "peer_finish_seconds": round(bare_finish, 3),
         "finish_ratio": round(finish / bare_finish, 3),
         "default_model_finish_seconds": round(median(whole), 3),
-        "tokens_per_second": round(median(through), 1),
-        "local_tokens_per_second": round(median(local), 1),
-        "throughput_ratio": round(median(a / b for a, b in zip(through, local, strict=True)), 3),
+        "tokens_per_second": round(median(ours), 1),
+        "local_tokens_per_second": round(median(theirs), 1),
+        "throughput_ratio": round(median(block_ratios(ours, theirs)), 3),
+        "throughput_ratios": [round(ratio, 3) for ratio in block_ratios(ours, theirs)],
         "pairs": PAIRS,
-        "throughput_pairs": THROUGHPUT_PAIRS,
         "workers": WORKERS,
         "units": {"seconds": "s", "tokens_per_second": "tokens/s", "ratio": "Manta / peer"},
     }
     print(json.dumps(figures))
+
+
+def throughput(bench: Bench, prepared: Path) -> tuple[list[float], list[float]]:
+    """Tokens/s in each window, through Manta and through ``workers.local``."""
+    say("throughput: both sides warm up, then take turns")
+    tokens = job()["training"]["global_batch_size"] * job()["data_pipeline"]["sequence_length"]
+    file = bench.file("default", ENDLESS_STEPS)
+    with local(file, prepared.parent, environment(bench.home), WORKERS) as theirs, bench.training() as ours:
+        take_turns(ours, theirs)
+        ours.send(signal.SIGCONT)  # so that it reports its last steps
+        until(lambda: max(ours.times().values()) > ours.windows[-1][1])
+        rates = ours.rates(tokens), theirs.rates(tokens)
+    say(f"ratios of the blocks: {[round(ratio, 3) for ratio in block_ratios(*rates)]}")
+    return rates
 
 
 def say(line: str) -> None:

@@ -6,17 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.overhead import LONG_STEPS, SKIPPED_STEPS, job, rate
+from tests.bench.throughput import block_ratios, rate
+
+STEADY = {step: 100.0 + 0.5 * step for step in range(1, 41)}
 
 
-def test_the_rate_is_by_the_wall_clock_and_sees_what_lies_between_steps() -> None:
-    tokens = job(LONG_STEPS)["training"]["global_batch_size"] * job(LONG_STEPS)["data_pipeline"]["sequence_length"]
-    steady = {step: 1000.0 + 0.5 * step for step in range(1, LONG_STEPS + 1)}
-    assert rate(steady) == pytest.approx(tokens / 0.5)
-    slow_start = {step: at + (step > SKIPPED_STEPS // 2) * 60.0 for step, at in steady.items()}
-    assert rate(slow_start) == pytest.approx(tokens / 0.5)
-    paused = {step: at + (step > LONG_STEPS // 2) * 25.0 for step, at in steady.items()}
-    assert rate(paused) == pytest.approx(tokens / 1.0)
+def test_the_rate_of_a_window_is_that_of_the_steps_done_inside_it() -> None:
+    assert rate(STEADY, (104.9, 111.2), tokens=8) == pytest.approx(8 / 0.5)
+    stopped_before = {step: at + 60.0 * (step > 10) for step, at in STEADY.items()}
+    assert rate(stopped_before, (165.4, 171.2), tokens=8) == pytest.approx(8 / 0.5)
+    stalled = {step: at + 2.0 * (step > 15) for step, at in STEADY.items()}
+    assert rate(stalled, (104.9, 112.1), tokens=8) == pytest.approx(8 * 10 / 7.0)
+
+
+def test_a_window_with_a_step_missing_or_hardly_any_has_no_rate() -> None:
+    with pytest.raises(AssertionError, match="missing"):
+        rate({step: at for step, at in STEADY.items() if step != 12}, (104.9, 111.2), tokens=8)
+    with pytest.raises(AssertionError, match="fewer than two"):
+        rate(STEADY, (104.9, 105.1), tokens=8)
+
+
+def test_a_block_compares_its_two_windows_of_each_side() -> None:
+    assert block_ratios([8.0, 10.0, 6.0, 6.0], [10.0, 10.0, 6.0, 4.0]) == [0.9, 1.2]
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent / "peers").glob("*.py")), ids=lambda path: path.stem)
