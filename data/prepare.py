@@ -28,7 +28,7 @@ from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomica
 from data.locks import locked
 from data.manifest import FILE_NAME, FORMAT, REPORT_NAME, SPLITS, TOKENIZER_NAME, Cell, Count, Manifest, Segment, ShardInfo
 from data.ngrams import held_out_losses
-from data.selection import sample
+from data.selection import Ints, sample
 from data.sources import InputFile, list_files
 from data.spec import DataSpec, TokenizerSpec
 from data.stages.libraries import LibraryMissing
@@ -40,6 +40,8 @@ from data.tokenizer import Tokenizer, train_tokenizer
 # Cleaned text and markers, below the growing directory; gone when the data set is whole.
 _SCRATCH = "scratch"
 _PULSE_SECONDS = 1.0
+# Of text in one shard, so that large documents do not make large tasks.
+_SHARD_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Progress:
     total: int | None
     unit: str
     reused: bool = False
+    waiting: bool = False
+    """Another process prepares the same data set: this one will use it."""
 
 
 OnProgress = Callable[[Progress], None]
@@ -83,28 +87,31 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
     identity = _identity(data, tokenizer, files)
     root = root.absolute()
     final = root / identity
-    with locked(root / f".{identity}.lock", pulse):
+    with locked(root / f".{identity}.lock", _pulse(on_progress, waiting=True)):
+        work = root / f"{identity}.partial"
+        if (work / FILE_NAME).is_file():  # stopped when all was done but the tidying
+            _commit(work, final)
         if final.exists():
             prepared = Prepared(final, True, PackedDataset.open(final).manifest)
             _report_reuse(prepared.manifest, on_progress)
             return prepared
-        work = root / f"{identity}.partial"
         try:
             corpus = _documents(data, files, work / _SCRATCH, executor, on_progress)
             model = _tokenizer(tokenizer, data, corpus, work, on_progress)
         except MantaError:
             # The same input will never do; what is mended has another identity. (Storage that fails raises OSError.)
-            shutil.rmtree(work, ignore_errors=True)
+            _discard(work)
             raise
         packed = _shards(data, corpus, work, executor, on_progress)
         shards = tuple(result.shard for result in packed)
         manifest = _manifest(identity, data, corpus, shards, files, model, work)
         manifest = _reported(corpus, manifest, packed, work)
-        _commit(manifest, work, final)
+        write_atomically(work / FILE_NAME, manifest.model_dump_json(indent=1).encode())
+        _commit(work, final)
     return Prepared(final, False, manifest)
 
 
-def _pulse(on_progress: OnProgress) -> Callable[[], None]:
+def _pulse(on_progress: OnProgress, waiting: bool = False) -> Callable[[], None]:
     """Says, at most once a second, that the documents are to begin."""
     due = 0.0
 
@@ -112,7 +119,7 @@ def _pulse(on_progress: OnProgress) -> Callable[[], None]:
         nonlocal due
         if time.monotonic() >= due:
             due = time.monotonic() + _PULSE_SECONDS
-            on_progress(Progress("documents", 0, None, "bytes"))
+            on_progress(Progress("documents", 0, None, "bytes", waiting=waiting))
 
     return pulse
 
@@ -205,22 +212,34 @@ def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask
     for split, segment, cell in product(SPLITS, range(len(data.segments)), range(len(cells(data)))):
         chosen_N = (corpus.held_out_N == (split == "held_out")) & (corpus.segment_N == segment) & (corpus.cell_N == cell)
         members = np.flatnonzero(chosen_N)
-        for start in range(0, len(members), data.shard_documents):
+        for number, chosen in enumerate(_portions(members, corpus.bytes_N, data.shard_documents)):
             yield PackTask(
                 index=index,
                 directory=work,
-                file=f"shards/{split}-{segment:02}-{cell:03}-{start // data.shard_documents:06}.u32",
+                file=f"shards/{split}-{segment:02}-{cell:03}-{number:06}.u32",
                 marker=work / _SCRATCH / f"shard-{index:06}.json",
                 split=split,
                 cell=cell,
                 segment=segment,
-                documents=tuple(corpus.locate(members[start : start + data.shard_documents])),
+                documents=tuple(corpus.locate(chosen)),
                 tokenizer=tokenizer,
                 tokenizer_checksum=digest,
                 row_length=data.segments[segment].sequence_length * data.chain_segments,
                 align=data.document_alignment,
             )
             index += 1
+
+
+def _portions(members: Ints, bytes_N: Ints, most: int) -> Iterator[Ints]:
+    """Runs of at most ``most`` documents, and of as many bytes as a shard has, but of at least one document."""
+    until = np.cumsum(bytes_N[members])
+    start = 0
+    while start < len(members):
+        before = int(until[start - 1]) if start else 0
+        full = int(np.searchsorted(until, before + _SHARD_BYTES, side="right"))
+        end = min(start + most, max(full, start + 1))
+        yield members[start:end]
+        start = end
 
 
 def _manifest(
@@ -290,12 +309,20 @@ def _count(shards: Iterable[ShardInfo]) -> Count:
     )
 
 
-def _commit(manifest: Manifest, work: Path, final: Path) -> None:
-    """Drops what is no longer needed, writes the manifest, and gives the directory its name."""
-    shutil.rmtree(work / _SCRATCH)
+def _commit(work: Path, final: Path) -> None:
+    """Drops what a directory with a manifest no longer needs, and gives it its name."""
+    shutil.rmtree(work / _SCRATCH, ignore_errors=True)
     for leftover in work.rglob(f"{TEMPORARY_PREFIX}*"):
         leftover.unlink(missing_ok=True)
-    write_atomically(work / FILE_NAME, manifest.model_dump_json(indent=1).encode())
     sync_directory(work)
     work.rename(final)
     sync_directory(final.parent)
+
+
+def _discard(work: Path) -> None:
+    """Takes the name away first: half a directory, with markers of what has gone from it, is no preparation to go on with."""
+    waste = work.with_suffix(".waste")
+    shutil.rmtree(waste, ignore_errors=True)
+    if work.exists():
+        work.rename(waste)
+        shutil.rmtree(waste, ignore_errors=True)

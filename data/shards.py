@@ -22,7 +22,7 @@ _STORED = np.dtype("<u4")
 def write_shard(
     directory: Path,
     file: str,
-    documents: Sequence[Sequence[int]],
+    documents: Sequence[Sequence[int] | U32],
     *,
     split: Split,
     cell: int,
