@@ -20,7 +20,7 @@ import sentencepiece
 import xxhash
 
 from data import stdlib
-from data.corpus import Corpus, cells, clean_tasks, near_pairs, select
+from data.corpus import Corpus, cells, clean_tasks
 from data.dataset import PackedDataset
 from data.errors import MantaError
 from data.executors import Executor
@@ -31,6 +31,7 @@ from data.ngrams import held_out_losses
 from data.selection import Ints, sample
 from data.sources import InputFile, list_files
 from data.spec import DataSpec, TokenizerSpec
+from data.split import make_corpus
 from data.stages.libraries import LibraryMissing
 from data.stages.registry import make_stage
 from data.summary import summarise
@@ -168,10 +169,9 @@ def _documents(data: DataSpec, files: list[list[InputFile]], work: Path, executo
         done += tasks[result.index].bytes
         on_progress(Progress("documents", done, total, "bytes"))
     ordered = [results[task.index] for task in tasks]
-    pairs = near_pairs(
+    return make_corpus(
         *(data, tasks, ordered, work, executor), lambda: on_progress(Progress("documents", done, total, "bytes"))
     )
-    return select(data, tasks, ordered, pairs)
 
 
 def _tokenizer(spec: TokenizerSpec, data: DataSpec, corpus: Corpus, work: Path, on_progress: OnProgress) -> Tokenizer:

@@ -5,14 +5,15 @@ makes a repeated task free; a stopped preparation goes on where it was.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import TypeAdapter
 
@@ -32,8 +33,15 @@ from data.stages.base import Drop, Stage, StageCount, clean
 from data.stages.registry import StageSpec, make_stage
 from data.tokenizer import BYTE, UNKNOWN, Tokenizer
 
-_PART = pa.schema([("text", pa.large_string()), ("hash", pa.uint64()), ("bytes", pa.int64())])
-_BATCH_DOCUMENTS = 256
+_PART = pa.schema(
+    [
+        *(("text", pa.large_string()), ("hash", pa.uint64()), ("bytes", pa.int64())),
+        *((name, pa.string()) for name in ("id", "url", "language")),
+    ]
+)
+# What is in memory at once of a part that is written: documents, and bytes of text (or one document that has more).
+_BATCH_DOCUMENTS = 4096
+_BATCH_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +104,8 @@ class PackTask:
     split: Split
     cell: int
     segment: int
-    documents: tuple[tuple[Path, tuple[int, ...]], ...]
-    """Parts, and the rows to take of each."""
+    documents: tuple[tuple[Path, Ints], ...]
+    """Parts, and the rows to take of each, ascending."""
     tokenizer: Path
     tokenizer_checksum: str
     row_length: int
@@ -191,16 +199,33 @@ def _write_part(path: Path, documents: Iterator[Document], near: NearSpec | None
     with ExitStack() as stack:
         signatures = stack.enter_context(atomic(signature_path(path))) if near is not None else None
         writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(atomic(path)), _PART))
-        while batch := list(islice(documents, _BATCH_DOCUMENTS)):
+        for batch, sizes in _batches(documents):
             texts = [document.text for document in batch]
-            hashes, sizes = [text_hash(text) for text in texts], [len(text.encode()) for text in texts]
-            writer.write_batch(pa.record_batch([texts, hashes, sizes], schema=_PART))
+            hashes = [text_hash(text) for text in texts]
+            origins = [[getattr(document, name) for document in batch] for name in ("id", "url", "language")]
+            writer.write_batch(pa.record_batch([texts, hashes, sizes, *origins], schema=_PART))
             if near is not None and signatures is not None:
                 signatures.write(_sign(batch, near))
             for document, bytes_ in zip(batch, sizes, strict=True):
                 number[document.language] += 1
                 size[document.language] += bytes_
     return {language: Amount(documents=number[language], bytes=size[language]) for language in sorted(number)}
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[tuple[list[Document], list[int]]]:
+    """Documents, and the bytes of each."""
+    batch: list[Document] = []
+    sizes: list[int] = []
+    room = _BATCH_BYTES
+    for document in documents:
+        batch.append(document)
+        sizes.append(len(document.text.encode()))
+        room -= sizes[-1]
+        if room <= 0 or len(batch) == _BATCH_DOCUMENTS:
+            yield batch, sizes
+            batch, sizes, room = [], [], _BATCH_BYTES
+    if batch:
+        yield batch, sizes
 
 
 def _sign(documents: list[Document], near: NearSpec) -> bytes:
@@ -218,17 +243,31 @@ def read_index(part: Path) -> tuple[U64, Ints]:
         )
 
 
-def read_texts(part: Path, rows: tuple[int, ...]) -> Iterator[str]:
-    """The texts of some rows of a part, ascending; one record batch in memory at a time."""
+def read_texts(part: Path, rows: Ints | Sequence[int]) -> Iterator[str]:
+    """The texts of some rows of a part, ascending."""
+    return (text for (text,) in read_rows(part, rows, "text"))
+
+
+def read_rows(part: Path, rows: Ints | Sequence[int], *columns: str) -> Iterator[tuple[Any, ...]]:
+    """Columns of some rows of a part, ascending; only the record batches that hold them are touched."""
+    rows_K = np.asarray(rows, np.int64)
     with pa.memory_map(str(part)) as source:
         reader = pa.ipc.open_file(source)
-        start, at = 0, 0
-        for number in range(reader.num_record_batches):
+        start_B = _batch_starts(part, part.stat().st_mtime_ns)
+        borders = np.searchsorted(rows_K, start_B)
+        for number in np.flatnonzero(np.diff(borders)).tolist():
             batch = reader.get_batch(number)
-            while at < len(rows) and rows[at] < start + batch.num_rows:
-                yield batch.column(0)[rows[at] - start].as_py()
-                at += 1
-            start += batch.num_rows
+            values = [batch.column(column) for column in columns]
+            for row in (rows_K[borders[number] : borders[number + 1]] - start_B[number]).tolist():
+                yield tuple(value[row].as_py() for value in values)
+
+
+@lru_cache(maxsize=256)
+def _batch_starts(part: Path, mtime_ns: int) -> Ints:
+    """The first row of each record batch, and the end. The tasks that read a part ask again and again."""
+    with pa.memory_map(str(part)) as source:
+        reader = pa.ipc.open_file(source)
+        return np.cumsum([0, *(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))])
 
 
 def pack_documents(task: PackTask) -> PackResult:
@@ -236,13 +275,13 @@ def pack_documents(task: PackTask) -> PackResult:
     if task.marker.is_file():
         return _PACK_RESULT.validate_json(task.marker.read_bytes())
     tokenizer = _tokenizer(task.tokenizer, task.tokenizer_checksum)
-    documents: list[list[int]] = []
+    documents: list[npt.NDArray[np.uint32]] = []
     kinds = np.zeros(3, np.int64)
     size = 0
     for text in (text for part, rows in task.documents for text in read_texts(part, rows)):
-        ids = tokenizer.encode(text)
-        documents.append([tokenizer.bos_id, *ids, tokenizer.eos_id])
-        kinds += np.bincount(tokenizer.kind_V[ids], minlength=3)
+        ids = np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], np.uint32)
+        documents.append(ids)
+        kinds += np.bincount(tokenizer.kind_V[ids[1:-1]], minlength=3)
         size += len(text.encode())
     info = write_shard(
         *(task.directory, task.file, documents),

@@ -58,16 +58,19 @@ def test_what_each_rule_keeps(tmp_path: Path, preparation: Preparation) -> None:
 
 
 def test_clusters_that_are_kept_are_on_one_side_of_the_split(tmp_path: Path) -> None:
-    from data.corpus import clean_tasks, near_pairs, select
+    from data.corpus import Documents, clean_tasks
+    from data.duplicates import near_pairs
     from data.sources import list_files
+    from data.split import make_corpus
     from data.tasks import clean_files, read_texts
 
     path = write(tmp_path / "a.jsonl", json_lines(near_texts()))
     spec = data_spec(path, deduplicate={"method": "minhash", "keep": "all"}, held_out_fraction=0.4)
     tasks = list(clean_tasks(spec, [list_files(spec.sources[0], "", lambda: None)], tmp_path / "work"))
     results = list(map(clean_files, tasks))
-    pairs = list(near_pairs(spec, tasks, results, tmp_path / "work", SerialExecutor(), lambda: None))
-    corpus = select(spec, tasks, results, pairs)
+    corpus = make_corpus(spec, tasks, results, tmp_path / "work", SerialExecutor(), lambda: None)
+    cleaned = Documents.of_parts([task.part for task in tasks], np.array([0]))
+    pairs = list(near_pairs(spec.deduplicate, cleaned, tmp_path / "work" / "near", SerialExecutor(), lambda: None))
     everything = [text for task in tasks for text in read_texts(task.part, tuple(range(80)))]
     held = {text: bool(side) for text, side in zip(everything, corpus.held_out_N, strict=True)}
     joined = np.concatenate(pairs)

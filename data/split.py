@@ -1,0 +1,115 @@
+"""From the documents that passed cleaning to a corpus: duplicates go, some are held out, the rest is cut into segments."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from data.corpus import Corpus, Documents, cells
+from data.duplicates import Duplicates, find_duplicates, near_pairs
+from data.errors import NotEnoughData
+from data.executors import Executor
+from data.files import U64
+from data.funnel import Funnel, funnel_of, languages_of, left_out, read_of, who_took_the_last
+from data.selection import Ints, Mask, held_out, partition
+from data.spec import DataSpec
+from data.stages.base import StageCount
+from data.tasks import CleanResult, CleanTask
+
+
+def make_corpus(
+    data: DataSpec,
+    tasks: list[CleanTask],
+    results: list[CleanResult],
+    folder: Path,
+    executor: Executor,
+    pulse: Callable[[], None],
+) -> Corpus:
+    """
+    Args:
+        results: of the tasks, in their order.
+        folder: for what further tasks write; the same input goes on with what is there.
+        pulse: called after each of them; what it raises ends the work.
+
+    Raises:
+        NotEnoughData: a cell has no documents left, or none for a segment, or nothing is held out.
+    """
+    names = list(cells(data))
+    cell_P = np.array([names.index((task.source.language, task.source.domain)) for task in tasks])
+    cleaned = Documents.of_parts([task.part for task in tasks], cell_P)
+    pairs = near_pairs(data.deduplicate, cleaned, folder / "near", executor, pulse)
+    duplicates = find_duplicates(data.deduplicate, cleaned, pairs)
+    _require_each_cell(data, results, cell_P, cleaned, duplicates)
+
+    kept = cleaned.take(duplicates.keep)
+    cluster_hash_N = cleaned.hash_N[duplicates.cluster_N][duplicates.keep]
+    held_out_N = held_out(cluster_hash_N, kept.cell_N, data.held_out_fraction, data.seed)
+    corpus = Corpus(
+        parts=kept.parts,
+        hash_N=kept.hash_N,
+        part_N=kept.part_N,
+        row_N=kept.row_N,
+        bytes_N=kept.bytes_N,
+        cell_N=kept.cell_N,
+        held_out_N=held_out_N,
+        segment_N=_segments(data, kept, cluster_hash_N, held_out_N),
+        cluster_sizes=duplicates.cluster_sizes,
+        funnel=(*funnel_of(data, results), duplicates.count(cleaned)),
+        read_C=tuple(read_of(results[task] for task in np.flatnonzero(cell_P == cell)) for cell in range(len(names))),
+        cleaned_C=cleaned.amounts(len(names)),
+        languages=languages_of(results),
+    )
+    _require_documents(data, corpus)
+    return corpus
+
+
+def _segments(data: DataSpec, documents: Documents, cluster_hash_N: U64, held_out_N: Mask) -> Ints:
+    segment_N = np.full(len(documents), len(data.segments) - 1)
+    train = np.flatnonzero(~held_out_N)
+    fractions = [segment.fraction for segment in data.segments]
+    sizes, cells_ = documents.bytes_N[train], documents.cell_N[train]
+    segment_N[train] = partition(cluster_hash_N[train], sizes, cells_, fractions, data.seed)
+    return segment_N
+
+
+def _require_each_cell(
+    data: DataSpec, results: list[CleanResult], cell_P: Ints, cleaned: Documents, duplicates: Duplicates
+) -> None:
+    kept_C = np.bincount(cleaned.cell_N[duplicates.keep], minlength=len(cells(data)))
+    for cell in np.flatnonzero(kept_C == 0).tolist():
+        dropped = int((cleaned.cell_N == cell).sum())
+        taken = StageCount("deduplicate", dropped, drops={"duplicate": dropped} if dropped else {})
+        _nothing_left(data, cell, (*funnel_of(data, (results[task] for task in np.flatnonzero(cell_P == cell))), taken))
+
+
+def _nothing_left(data: DataSpec, cell: int, funnel: Funnel) -> None:
+    """
+    Args:
+        funnel: of the cell's documents.
+    """
+    name = list(cells(data))[cell]
+    taker = who_took_the_last(funnel)
+    first = next(i for i, source in enumerate(data.sources) if (source.language, source.domain) == name)
+    raise NotEnoughData(
+        f"{data.sources[first].path}: no document is left of {name[0]}/{name[1]} {left_out(funnel)}"
+        + (f"; {taker}" if taker else ""),
+        pointer=f"/data_pipeline/sources/{first}/path",
+    )
+
+
+def _require_documents(data: DataSpec, corpus: Corpus) -> None:
+    for cell, name in enumerate(cells(data)):
+        of_cell = (corpus.cell_N == cell) & ~corpus.held_out_N
+        for number, segment in enumerate(data.segments):
+            if not (of_cell & (corpus.segment_N == number)).any():
+                raise NotEnoughData(
+                    f"{of_cell.sum()} training documents of {name[0]}/{name[1]} are too few for the curriculum: none falls to"
+                    f" its part of {segment.sequence_length} tokens; give more text, or fewer segments",
+                    pointer=f"/data_pipeline/curriculum/{number}",
+                )
+    if not corpus.held_out_N.any():
+        raise NotEnoughData(
+            f"only one document is left {left_out(corpus.funnel)}; at least two are needed, one of them held out to measure on."
+            " A text file of up to 64 KiB is one document: split it, or use JSON lines",
+            pointer="/data_pipeline/sources/0/path",
+        )
