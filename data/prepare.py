@@ -6,11 +6,12 @@ and then uses the first one's, and one that was killed goes on where it stopped.
 """
 
 import json
+import logging
 import platform
 import shutil
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,7 @@ from data.dataset import PackedDataset
 from data.errors import MantaError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
+from data.lexicon import read_lexicon
 from data.locks import locked
 from data.manifest import FILE_NAME, FORMAT, REPORT_NAME, SPLITS, TOKENIZER_NAME, Cell, Count, Manifest, Segment, ShardInfo
 from data.ngrams import held_out_losses
@@ -37,6 +39,8 @@ from data.stages.registry import make_stage
 from data.summary import summarise
 from data.tasks import CleanResult, PackResult, PackTask, clean_files, pack_documents, read_texts
 from data.tokenizer import Tokenizer, train_tokenizer
+
+logger = logging.getLogger(__name__)
 
 # Cleaned text and markers, below the growing directory; gone when the data set is whole.
 _SCRATCH = "scratch"
@@ -74,7 +78,8 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
 
     Raises:
         LibraryMissing: a stage needs a library that is not installed here.
-        SourceError: a source does not exist, is empty or of no known format; the tokenizer cannot be trained or loaded.
+        SourceError: a source does not exist, is empty or of no known format; the tokenizer cannot be trained or loaded, its
+            lexicon not read.
         DocumentError: a document is broken and ``on_bad_document`` is ``error``; the message names file and line.
         NotEnoughData: nothing is left to train on, in all or of one cell, or nothing to hold out.
         OSError: storage does not answer, or is full; what is done is kept, and the next call goes on there.
@@ -85,7 +90,8 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
     pulse()
     _require_libraries(data)
     files = [list_files(source, f"/data_pipeline/sources/{i}", pulse) for i, source in enumerate(data.sources)]
-    identity = _identity(data, tokenizer, files)
+    lexicon = read_lexicon(tokenizer.lexicon) if tokenizer.lexicon is not None else ()
+    identity = _identity(data, tokenizer, files, lexicon)
     root = root.absolute()
     final = root / identity
     with locked(root / f".{identity}.lock", _pulse(on_progress, waiting=True)):
@@ -98,7 +104,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             return prepared
         try:
             corpus = _documents(data, files, work / _SCRATCH, executor, on_progress)
-            model = _tokenizer(tokenizer, data, corpus, work, on_progress)
+            model = _tokenizer(tokenizer, lexicon, data, corpus, work, on_progress)
         except MantaError:
             # The same input will never do; what is mended has another identity. (Storage that fails raises OSError.)
             _discard(work)
@@ -134,7 +140,7 @@ def _require_libraries(data: DataSpec) -> None:
             raise LibraryMissing(error.detail, pointer=f"/data_pipeline/stages/{number}") from error
 
 
-def _identity(data: DataSpec, tokenizer: TokenizerSpec, files: list[list[InputFile]]) -> str:
+def _identity(data: DataSpec, tokenizer: TokenizerSpec, files: list[list[InputFile]], lexicon: Sequence[str]) -> str:
     """Hash of everything that decides the bytes: specs, inputs, and the versions of what turns one into the other."""
     digest = xxhash.xxh3_128()
     versions = {"format": FORMAT, "unicode": unicodedata.unidata_version, "sentencepiece": sentencepiece.__version__}
@@ -143,6 +149,8 @@ def _identity(data: DataSpec, tokenizer: TokenizerSpec, files: list[list[InputFi
     if tokenizer.path is not None:
         Tokenizer.load(tokenizer.path)
         versions["tokenizer"] = checksum(Path(tokenizer.path))
+    if lexicon:
+        versions["lexicon"] = xxhash.xxh3_128_hexdigest("\n".join(lexicon).encode())
     digest.update(json.dumps([versions, data.model_dump(mode="json"), tokenizer.model_dump(mode="json")]).encode())
     for file in (file for of_source in files for file in of_source):
         digest.update(json.dumps([file.path, file.size, file.digest]).encode())
@@ -174,22 +182,29 @@ def _documents(data: DataSpec, files: list[list[InputFile]], work: Path, executo
     )
 
 
-def _tokenizer(spec: TokenizerSpec, data: DataSpec, corpus: Corpus, work: Path, on_progress: OnProgress) -> Tokenizer:
+def _tokenizer(
+    spec: TokenizerSpec, lexicon: Sequence[str], data: DataSpec, corpus: Corpus, work: Path, on_progress: OnProgress
+) -> Tokenizer:
     """Trains or copies the tokenizer into ``work``; one that a stopped preparation left there is used again."""
     on_progress(Progress("tokenizer", 0, 1, "model"))
     path = work / TOKENIZER_NAME
     if not path.is_file():
-        write_atomically(path, Path(spec.path).read_bytes() if spec.path else _train(spec, data, corpus))
+        write_atomically(path, Path(spec.path).read_bytes() if spec.path else _train(spec, lexicon, data, corpus))
     on_progress(Progress("tokenizer", 1, 1, "model"))
     return Tokenizer(path.read_bytes())
 
 
-def _train(spec: TokenizerSpec, data: DataSpec, corpus: Corpus) -> bytes:
+def _train(spec: TokenizerSpec, lexicon: Sequence[str], data: DataSpec, corpus: Corpus) -> bytes:
     train = np.flatnonzero(~corpus.held_out_N)
     weights = list(cells(data).values())
     shares = [weight / sum(weights) for weight in weights]
     chosen = sample(corpus.hash_N[train], corpus.bytes_N[train], corpus.cell_N[train], shares, spec.sample_bytes, data.seed)
-    return train_tokenizer((t for part, rows in corpus.locate(train[chosen]) for t in read_texts(part, rows)), spec)
+    texts = (text for part, rows in corpus.locate(train[chosen]) for text in read_texts(part, rows))
+    model = train_tokenizer(texts, spec, lexicon)
+    if (made := Tokenizer(model).vocab_size) < spec.vocab_size:
+        size = int(corpus.bytes_N[train[chosen]].sum())
+        logger.warning("a sample of %d bytes gave a tokenizer of %d pieces, fewer than %d", size, made, spec.vocab_size)
+    return model
 
 
 def _shards(data: DataSpec, corpus: Corpus, work: Path, executor: Executor, on_progress: OnProgress) -> list[PackResult]:

@@ -1,9 +1,11 @@
 """What the data room executes: sources, cleaning, tokenizer, packing. Pydantic and nothing heavy is imported here."""
 
+import re
+from collections import Counter
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from data.dedup.spec import DeduplicateSpec, ExactSpec, given_deduplicate
 from data.spec_base import Misfit, Seed, Spec, Weight
@@ -114,13 +116,60 @@ class DataSpec(Spec):
         return self
 
 
+FIXED_PIECES = 3 + 256
+"""Of every tokenizer that is trained: unknown, begin, end, and the bytes."""
+CONTROL_PIECES = re.compile("<(unk|s|/s|0x[0-9A-F]{2})>")
+"""What text cannot be: the pieces of SentencePiece's own."""
+SYMBOL_SPACE = "\u2581"
+"""How SentencePiece writes a blank."""
+
+
+def _symbol(symbol: str) -> str:
+    if "\0" in symbol or any("\ud800" <= c <= "\udfff" for c in symbol):
+        raise ValueError("a symbol holds neither NUL nor half of a surrogate pair")
+    if SYMBOL_SPACE in symbol:
+        raise ValueError("U+2581 stands for a blank: write the blank")
+    if CONTROL_PIECES.fullmatch(symbol):
+        raise ValueError(f"{symbol} is a piece that the tokenizer has for itself")
+    return symbol
+
+
 class TokenizerSpec(Spec):
-    """A SentencePiece BPE tokenizer: trained from the training split, or an existing one."""
+    """A SentencePiece tokenizer with byte fallback: trained from the training split, or an existing one."""
 
     path: str | None = None
     """An existing ``.model`` file; None trains one."""
+    model_type: Literal["bpe", "unigram"] = "bpe"
+    """Byte-pair encoding (Sennrich et al. 2016), or the unigram language model (Kudo 2018)."""
     vocab_size: int = Field(default=4096, ge=300, le=262_144)
+    """Pieces at most: a sample that holds fewer gives fewer, and the report says how many."""
     character_coverage: float = Field(default=0.9999, ge=0.98, le=1)
     """Share of the text whose characters get pieces of their own, room allowing; bytes spell the rest."""
     sample_bytes: int = Field(default=8 * 2**20, ge=1024)
     """Bytes of training text, drawn by seed, that the tokenizer is trained on."""
+    user_symbols: tuple[Annotated[str, Field(min_length=1), AfterValidator(_symbol)], ...] = ()
+    """Each is one piece wherever a text holds it, inside words too (``<|tool|>``). Of symbols that overlap the first in the
+    text counts, of those that begin together the longest."""
+    lexicon: str | None = None
+    """A file of a field's words, UTF-8, one a line. No token crosses the border of one, when the tokenizer is trained and when
+    it is used. A word that begins or ends in a script written without blanks (``混合专家``), or with a sign (``C++``), is one
+    piece wherever a text holds it, like a user symbol. A word between two letters or digits of Latin, Greek, Cyrillic and the
+    like (``RLHF``, ``mixture-of-experts``) is respected where no such letter or accent stands beside it: it is one piece or
+    several, the first of which may have the blank before it. To make such a word one piece, give it as a user symbol."""
+
+    @model_validator(mode="after")
+    def _pieces_fit(self) -> Self:
+        if twice := [symbol for symbol, count in Counter(self.user_symbols).items() if count > 1]:
+            raise Misfit(f"{twice[0]!r} is given twice", "user_symbols")
+        if self.path is not None and (self.user_symbols or self.lexicon is not None):
+            raise Misfit(
+                "a tokenizer that exists has its pieces: user_symbols and lexicon are for one that is trained",
+                *("user_symbols", "lexicon", "path"),
+            )
+        if self.path is None and self.vocab_size < FIXED_PIECES + len(self.user_symbols):
+            raise Misfit(
+                f"vocab_size {self.vocab_size} has no room for {len(self.user_symbols)} user_symbols beside the {FIXED_PIECES}"
+                " pieces of every tokenizer",
+                *("vocab_size", "user_symbols"),
+            )
+        return self

@@ -29,24 +29,24 @@ def read(path: Path, name: str | None = None) -> dict[str, Any]:
 
 
 def with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Sources, tokenizer and ``init_from`` of ``document`` seen from ``base``: the service runs elsewhere. Other shapes pass
-    unchanged."""
+    """Sources, tokenizer, lexicon and ``init_from`` of ``document`` seen from ``base``: the service runs elsewhere. Other
+    shapes pass unchanged."""
     resolved = dict(document)
     pipeline = document.get("data_pipeline")
     if isinstance(pipeline, dict) and isinstance(pipeline.get("sources"), list):
         sources = [_absolute(source, base) for source in pipeline["sources"]]
         resolved["data_pipeline"] = {**pipeline, "sources": sources}
     if isinstance(document.get("tokenizer"), dict):
-        resolved["tokenizer"] = _absolute(document["tokenizer"], base)
+        resolved["tokenizer"] = _absolute(_absolute(document["tokenizer"], base), base, "lexicon")
     if _is_relative(document.get("init_from")):
         resolved["init_from"] = str(base / document["init_from"])
     return resolved
 
 
-def _absolute(part: Any, base: Path) -> Any:
-    if not isinstance(part, dict) or not _is_relative(part.get("path")):
+def _absolute(part: Any, base: Path, key: str = "path") -> Any:
+    if not isinstance(part, dict) or not _is_relative(part.get(key)):
         return part
-    return {**part, "path": str(base / part["path"])}
+    return {**part, key: str(base / part[key])}
 
 
 def _is_relative(path: Any) -> bool:

@@ -129,18 +129,19 @@ def test_submit_sends_name_and_key(service: FakeService, spec_file: Path) -> Non
     assert (document["name"], document["training"], key) == ("other", {"steps": 3}, "k1")
 
 
+@pytest.mark.parametrize("of", ["path", "lexicon"])
 def test_relative_paths_are_seen_from_the_current_directory(
-    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of: str, service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     paths = ["texts/*.txt", "/data/a.jsonl", "s3://bucket/x.parquet", "stdlib:prose"]
-    spec = {"name": "tiny", "data_pipeline": {"sources": [{"path": path} for path in paths]}, "tokenizer": {"path": "t.model"}}
+    spec = {"name": "tiny", "data_pipeline": {"sources": [{"path": path} for path in paths]}, "tokenizer": {of: "t.model"}}
     Path("job.json").write_text(json.dumps(spec))
     assert manta("submit", "job.json").exit_code == 0
     document = service.submitted[0][0]
     sent = [source["path"] for source in document["data_pipeline"]["sources"]]
     assert sent == [str(tmp_path / "texts/*.txt"), *paths[1:]]
-    assert document["tokenizer"]["path"] == str(tmp_path / "t.model")
+    assert document["tokenizer"][of] == str(tmp_path / "t.model")
 
 
 @pytest.mark.parametrize(("state", "status"), [("succeeded", 0), ("failed", 1), ("cancelled", 3)])
