@@ -26,8 +26,8 @@ from data.stages.text import (
     figure,
     is_chinese,
     nonblank_lines,
-    tokens,
 )
+from data.stages.words import tokens
 
 _ENDS = frozenset(SENTENCE_ENDS)
 _CHINESE_ENDS = tuple(CHINESE_LINE_ENDS)
@@ -73,7 +73,7 @@ class FineWeb:
 
     def _lines(self, lines: list[str], chinese: bool) -> Drop | None:
         spec = self._spec
-        ended = sum(_ends_sentence(line, chinese) for line in lines) / len(lines)
+        ended = sum(ends_sentence(line, chinese) for line in lines) / len(lines)
         if spec.min_punctuated_lines is not None and ended <= spec.min_punctuated_lines:
             return Drop("few_punctuated_lines", figure(ended))
         border = spec.chinese.short_line_characters if chinese else spec.short_line_characters
@@ -100,6 +100,6 @@ def _has_words(text: str, newlines: int, most: float) -> bool:
     return len(text.split(None, enough)) > enough
 
 
-def _ends_sentence(line: str, chinese: bool) -> bool:
+def ends_sentence(line: str, chinese: bool) -> bool:
     line = line.rstrip()
     return line.rstrip(CLOSING).endswith(_CHINESE_ENDS) if chinese else line[-1] in _ENDS

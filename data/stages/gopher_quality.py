@@ -19,18 +19,8 @@ from pydantic import Field
 from data.documents import Document
 from data.spec_base import Share, Spec
 from data.stages.base import Drop
-from data.stages.text import (
-    above,
-    below,
-    characters,
-    cjk_share,
-    figure,
-    has_letter,
-    is_chinese,
-    is_symbol,
-    nonblank_lines,
-    tokens,
-)
+from data.stages.text import above, below, characters, cjk_share, figure, is_chinese, nonblank_lines
+from data.stages.words import has_letter, is_symbol, tokens
 
 _ENGLISH = ("the", "be", "to", "of", "and", "that", "have", "with")
 _BULLETS = ("•", "-", "*", "·", "●", "‣")

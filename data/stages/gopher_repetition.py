@@ -19,7 +19,8 @@ from pydantic import Field
 from data.documents import Document
 from data.spec_base import Share, Spec
 from data.stages.base import Drop
-from data.stages.text import above, characters, duplicates, figure, is_chinese, nonblank_lines, tokens
+from data.stages.text import above, characters, duplicates, figure, is_chinese, nonblank_lines
+from data.stages.words import tokens
 
 _PARAGRAPH = re.compile(r"\n\s*\n")
 

@@ -1,8 +1,4 @@
-"""Words, characters and lines, as the rules count them.
-
-A word is a run of characters that are neither white space nor a symbol; an apostrophe, or a point or comma before a digit, may
-stand inside it (``don't``, ``1,000.5``). Each symbol is a token of its own and has its place in n-grams, as with the tokenizer
-that FineWeb was made with.
+"""Characters and lines, as the rules count them; words are in ``data/stages/words.py``.
 
 Chinese (and Japanese) has no spaces between words: such a document is read by characters, and one and a half of them stand for
 a word where a published number is carried over.
@@ -14,14 +10,6 @@ from functools import lru_cache
 
 from data.documents import Document
 
-# Punctuation and symbols of the living scripts, pictures included; not the underscore, which belongs to names.
-_SYMBOL = (
-    r"!-/:-@\[-\^`{-~¡-©«¬®-±´¶-¸»¿×÷،؛؟۔।॥‐-‧‰-⁞₠-⃏←-⯿、。〃〈-〠〰！-／：-＠［-｀｛-･"
-    "\U0001f000-\U0001faff"
-)
-_TOKEN = re.compile(rf"[^\s{_SYMBOL}]+(?:['’][^\s{_SYMBOL}]+|[.,]\d[^\s{_SYMBOL}]*)*|\.+|-+|=+|\*+|[{_SYMBOL}]")
-_SYMBOLIC = re.compile(rf"[{_SYMBOL}_]+")
-_LETTER = re.compile(r"[^\W\d_]")
 # Han and kana.
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 _CHINESE_SHARE = 0.3
@@ -31,20 +19,6 @@ SENTENCE_ENDS = ".!?。！？．｡؟۔।॥።။។៕։‼⁇⁈⁉‽"
 CHINESE_LINE_ENDS = "。！？!?.；…"
 CLOSING = "\"'”’」』）)》】〉"
 """May follow the end of a sentence."""
-
-
-@lru_cache(maxsize=1)
-def tokens(text: str) -> tuple[str, ...]:
-    """Words and symbols in order. The last text's are kept: several rules ask for them in turn."""
-    return tuple(_TOKEN.findall(text))
-
-
-def is_symbol(token: str) -> bool:
-    return _SYMBOLIC.fullmatch(token) is not None
-
-
-def has_letter(token: str) -> bool:
-    return _LETTER.search(token) is not None
 
 
 @lru_cache(maxsize=1)
