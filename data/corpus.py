@@ -139,8 +139,4 @@ def _grouped(files: list[InputFile], most: int) -> Iterator[list[InputFile]]:
 
 def cells(data: DataSpec) -> dict[tuple[str, str], float]:
     """Weight of each (language, domain), in order of appearance."""
-    weights: dict[tuple[str, str], float] = {}
-    for source in data.sources:
-        key = (source.language, source.domain)
-        weights[key] = weights.get(key, 0.0) + source.weight
-    return weights
+    return data.cells

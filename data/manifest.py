@@ -10,7 +10,7 @@ from data.errors import NotEnoughData, ShardError
 FILE_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.model"
 REPORT_NAME = "report.json"
-FORMAT = 4
+FORMAT = 5
 """Part of every data set's identity; raise it when the same input no longer gives the same bytes."""
 
 Split = Literal["train", "held_out"]
@@ -35,12 +35,19 @@ class Cell(Record):
     language: str
     domain: str
     weight: float
+    counts_as: tuple[str, str] | None = None
+    """The language and the domain whose targets in the mixture it goes to; None: its own."""
     train: Count
     held_out: Count
 
     @property
     def name(self) -> str:
         return f"{self.language}/{self.domain}"
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """The language and the domain whose shares of every batch it is part of."""
+        return self.counts_as or (self.language, self.domain)
 
 
 class Segment(Record):

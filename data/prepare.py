@@ -297,6 +297,7 @@ def _manifest(
             for number, segment in enumerate(data.segments)
         ),
         shards=shards,
+                counts_as=data.mixture.lines(language, domain) if data.mixture else None,
         input_files=sum(map(len, files)),
         input_bytes=sum(file.size for of_source in files for file in of_source),
         documents_read=corpus.read,

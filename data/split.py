@@ -92,7 +92,8 @@ def _nothing_left(data: DataSpec, cell: int, funnel: Funnel) -> None:
     first = next(i for i, source in enumerate(data.sources) if (source.language, source.domain) == name)
     raise NotEnoughData(
         f"{data.sources[first].path}: no document is left of {name[0]}/{name[1]} {left_out(funnel)}"
-        + (f"; {taker}" if taker else ""),
+        + (f"; {taker}" if taker else "")
+        + (f"; {data.mixture.without(data.source_weights, name)}" if data.mixture else ""),
         pointer=f"/data_pipeline/sources/{first}/path",
     )
 
