@@ -2,7 +2,10 @@
 
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+import queue
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 Task = TypeVar("Task")
@@ -10,13 +13,24 @@ Result = TypeVar("Result")
 
 # A block holds several tasks when there are many, so that Ray's bookkeeping stays small beside the work.
 _MAX_BLOCKS = 1024
+# How many workers or machines a block may lose before the preparation fails. Ray Data's own default is no end of them, so a
+# document that kills its worker would be tried for ever.
+_MAX_RETRIES = 5
+_PULSE_SECONDS = 1.0
 
 
 class RayDataExecutor:
     """One Ray task a block of tasks, on any machine of the cluster; results come as they are done.
 
-    Every machine reads the sources and writes the data set's directory under the same paths.
+    Every machine reads the sources and writes the data set's directory under the same paths. Of a block whose worker or
+    machine dies, another worker does what has no marker yet.
+
+    Args:
+        pulse: called about once a second while no result comes; what it raises ends the work.
     """
+
+    def __init__(self, pulse: Callable[[], None] = lambda: None) -> None:
+        self._pulse = pulse
 
     def map(self, fn: Callable[[Task], Result], shards: Sequence[Task]) -> Iterator[Result]:
         if not shards:
@@ -29,12 +43,48 @@ class RayDataExecutor:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.execution_no_progress_timeout_s = -1  # one file may take longer than its half hour
-        rows = ray.data.from_items(
+        items = ray.data.from_items(
             [{"task": pickle.dumps(task)} for task in shards], override_num_blocks=min(len(shards), _MAX_BLOCKS)
-        ).map(_apply, fn_kwargs={"fn": fn})
-        for row in rows.iter_rows():
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this way to say it will go; this release has no other
+            rows = items.map(_apply, fn_kwargs={"fn": fn}, max_retries=_MAX_RETRIES)
+        for row in _pulsed(rows.iter_rows, self._pulse):
             yield pickle.loads(row["result"])
 
 
 def _apply(row: dict[str, Any], fn: Callable[[Any], Any]) -> dict[str, bytes]:
     return {"result": pickle.dumps(fn(pickle.loads(row["task"])))}
+
+
+def _pulsed(items: Callable[[], Iterable[Any]], pulse: Callable[[], None]) -> Iterator[Any]:
+    """Items that a thread of their own waits for, so that this one can be told to stop."""
+    done: queue.Queue[tuple[Any, BaseException | None] | None] = queue.Queue()
+    stopped = threading.Event()
+
+    def gather() -> None:
+        try:
+            for item in items():
+                done.put((item, None))
+                if stopped.is_set():
+                    return
+            done.put(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the items are wanted
+            done.put((None, error))
+
+    threading.Thread(target=gather, name="ray-data", daemon=True).start()
+    try:
+        while True:
+            try:
+                got = done.get(timeout=_PULSE_SECONDS)
+            except queue.Empty:
+                pulse()
+                continue
+            if got is None:
+                return
+            item, error = got
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stopped.set()

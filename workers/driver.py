@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -99,20 +99,31 @@ def _run(order: Order, reporter: Reporter) -> str:
 def _prepare(order: Order, spec: TrainSpec | None, reporter: Reports) -> Path:
     """The data set of the job: what an earlier attempt prepared, whatever has become of the sources since."""
 
-    def on_progress(progress: "Progress") -> None:
-        reporter.phase(Phase(progress.phase), progress.done, progress.total, progress.unit, progress.reused)
+    def stop_if_asked() -> None:
         if reporter.stale or reporter.desired is Desired.CANCELLED:
             raise Stopped("cancelled")
         if reporter.desired is Desired.PAUSED:
             raise Stopped("paused")
 
-    path, manifest = _prepared_before(order, on_progress) or _prepare_now(order, spec, on_progress)
+    waited = False
+
+    def on_progress(progress: "Progress") -> None:
+        nonlocal waited
+        reporter.phase(Phase(progress.phase), progress.done, progress.total, progress.unit, progress.reused)
+        if progress.waiting and not waited:
+            reporter.event("waiting_for_data", "another job prepares the same data; this one waits, and will use it")
+            waited = True
+        stop_if_asked()
+
+    path, manifest = _prepared_before(order, on_progress) or _prepare_now(order, spec, on_progress, stop_if_asked)
     if spec is not None:
         require_rows(manifest, spec.training.global_batch_size)
     return path
 
 
-def _prepare_now(order: Order, spec: TrainSpec | None, on_progress: "OnProgress") -> tuple[Path, Manifest]:
+def _prepare_now(
+    order: Order, spec: TrainSpec | None, on_progress: "OnProgress", pulse: Callable[[], None]
+) -> tuple[Path, Manifest]:
     from data.prepare import prepare
     from data.ray_executor import RayDataExecutor
     from workers.hf.directory import require_model
@@ -121,7 +132,7 @@ def _prepare_now(order: Order, spec: TrainSpec | None, on_progress: "OnProgress"
         require_model(Path(spec.init_from).expanduser(), spec.model)  # before the data costs anything
     data = spec.data_pipeline if spec is not None else DataSpec.model_validate(order.spec["data_pipeline"])
     tokenizer = spec.tokenizer if spec is not None else TokenizerSpec.model_validate(order.spec["tokenizer"])
-    prepared = prepare(data, tokenizer, order.prepared_dir, RayDataExecutor(), on_progress)
+    prepared = prepare(data, tokenizer, order.prepared_dir, RayDataExecutor(pulse), on_progress)
     record = {"path": str(prepared.path), "hash": prepared.manifest.hash}
     write_atomically(order.job_dir / PREPARED, json.dumps(record).encode())
     return prepared.path, prepared.manifest

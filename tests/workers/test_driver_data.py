@@ -4,12 +4,14 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.errors import MantaError, NotEnoughData
 from data.executors import SerialExecutor
-from workers.attempt import Order, Phase
+from data.locks import locked
+from workers.attempt import Desired, Order, Phase
 from workers.driver import PREPARED, Stopped, _prepare
 from workers.reporter import NullReporter
 from workers.spec import TrainSpec
@@ -18,9 +20,14 @@ from workers.spec import TrainSpec
 @dataclass
 class Listener(NullReporter):
     phases: list[tuple[Phase, bool]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
 
     def phase(self, phase: Phase, done: int, total: int | None, unit: str, reused: bool = False) -> None:
         self.phases.append((phase, reused))
+
+    def event(self, type: str, message: str, **data: Any) -> None:
+        self.events.append(type)
+        self.desired = Desired.PAUSED
 
     def reused(self) -> bool:
         return self.phases == [(Phase.DOCUMENTS, True), (Phase.TOKENIZER, True), (Phase.SHARDS, True)]
@@ -28,7 +35,7 @@ class Listener(NullReporter):
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.ray_executor.RayDataExecutor", SerialExecutor)
+    monkeypatch.setattr("data.ray_executor.RayDataExecutor", lambda pulse: SerialExecutor())
 
 
 @pytest.fixture
@@ -46,7 +53,7 @@ def spec(tmp_path: Path) -> TrainSpec:
 
 
 def order(tmp_path: Path, spec: TrainSpec, attempt: int) -> Order:
-    (tmp_path / "job").mkdir(exist_ok=True)
+    (tmp_path / "job").mkdir(parents=True, exist_ok=True)
     return Order(
         job_id="j1",
         job_name="test",
@@ -89,6 +96,58 @@ def test_a_preparation_that_was_paused_leaves_no_record(tmp_path: Path, spec: Tr
     with pytest.raises(Stopped):
         _prepare(order(tmp_path, spec, 1), spec, paused)
     assert not (tmp_path / "job" / PREPARED).exists()
+
+
+def test_a_preparation_that_waits_for_another_says_so_and_can_be_paused(tmp_path: Path, spec: TrainSpec) -> None:
+    name = _prepare(order(tmp_path / "elsewhere", spec, 1), spec, Listener()).name
+    waiting = Listener()
+    with locked(tmp_path / "prepared" / f".{name}.lock", lambda: None), pytest.raises(Stopped) as stopped:
+        _prepare(order(tmp_path, spec, 1), spec, waiting)
+    assert waiting.events == ["waiting_for_data"]
+    assert stopped.value.outcome == "paused"
+    assert _prepare(order(tmp_path, spec, 2), spec, Listener()).name == name
+
+
+def _data_order(tmp_path: Path, spec: TrainSpec, attempt: int = 1) -> Order:
+    only = {"data_pipeline": spec.data_pipeline.model_dump(mode="json"), "tokenizer": spec.tokenizer.model_dump(mode="json")}
+    return order(tmp_path, spec, attempt).model_copy(update={"kind": "data", "spec": only})
+
+
+def test_a_job_of_data_alone_prepares_what_a_training_job_of_the_same_data_then_uses(tmp_path: Path, spec: TrainSpec) -> None:
+    first = _prepare(_data_order(tmp_path, spec), None, Listener())
+    later = Listener()
+    training = order(tmp_path, spec, 1).model_copy(update={"job_dir": tmp_path / "other"})
+    training.job_dir.mkdir()
+    assert _prepare(training, spec, later) == first
+    assert [phase for phase, reused in later.phases if reused] == [Phase.DOCUMENTS, Phase.TOKENIZER, Phase.SHARDS]
+
+
+@pytest.mark.parametrize(("desired", "outcome"), [(Desired.PAUSED, "paused"), (Desired.CANCELLED, "cancelled")])
+def test_a_job_of_data_alone_is_stopped_between_two_tasks_and_goes_on(
+    desired: Desired, outcome: str, tmp_path: Path, spec: TrainSpec
+) -> None:
+    class Stops(Listener):
+        def phase(self, phase: Phase, done: int, total: int | None, unit: str, reused: bool = False) -> None:
+            super().phase(phase, done, total, unit, reused)
+            if phase is Phase.TOKENIZER:
+                self.desired = desired
+
+    with pytest.raises(Stopped) as stopped:
+        _prepare(_data_order(tmp_path, spec), None, Stops())
+    assert stopped.value.outcome == outcome
+    [part] = (tmp_path / "prepared").glob("*/scratch/documents-*.arrow")
+    before = part.stat().st_mtime_ns
+    with pytest.raises(Stopped):
+        _prepare(_data_order(tmp_path, spec, 2), None, Stops())
+    assert part.stat().st_mtime_ns == before
+    assert (_prepare(_data_order(tmp_path, spec, 3), None, Listener()) / "report.json").is_file()
+
+
+def test_what_is_wrong_with_a_job_of_data_alone_points_into_its_spec(tmp_path: Path, spec: TrainSpec) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "one document alone is too few, however long it may be"}\n')
+    with pytest.raises(NotEnoughData, match="only one document is left") as failure:
+        _prepare(_data_order(tmp_path, spec), None, Listener())
+    assert failure.value.pointer == "/data_pipeline/sources/0/path"
 
 
 def test_too_little_text_for_one_batch_is_known_before_any_worker_starts(tmp_path: Path, spec: TrainSpec) -> None:
