@@ -30,7 +30,8 @@ class Count(Record):
 
 
 class Cell(Record):
-    """One (language, domain): its weight is the sum of its sources' weights."""
+    """One (language, domain). Its weight, relative to the others, is its share of every batch: the sum of its sources', or
+    what the mixture gives it."""
 
     language: str
     domain: str

@@ -211,8 +211,8 @@ class _Table:
             for line in lines
             if of_kind and line not in of_kind
         ]
-        least = f"with {100 / _LEAST_DENOMINATOR:.2g}% at least for each of the {len(self.cells)} pairs (language, domain) of the sources"
-        why = "; ".join(missing + unnamed) or f"not {least}"
+        pairs = f"each of the {len(self.cells)} pairs (language, domain) of the sources"
+        why = "; ".join(missing + unnamed) or f"not with {100 / _LEAST_DENOMINATOR:.2g}% at least for {pairs}"
         return f"no mix of the sources meets these targets: {why}. The nearest, in percent: {'; '.join(says)}"
 
     def fitted(self) -> list[float]:

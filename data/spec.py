@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from data.dedup.spec import DeduplicateSpec, ExactSpec, given_deduplicate
-from data.spec_base import Misfit, Seed, Spec, Weight
 from data.mixture import Infeasible, MixtureSpec
+from data.spec_base import Misfit, Seed, Spec, Weight
 from data.stages.registry import PRESETS, StageSpec, given_stages
 
 
@@ -50,9 +50,9 @@ class DataSpec(Spec):
     """From documents to packed rows."""
 
     sources: tuple[SourceSpec, ...] = Field(default_factory=_stdlib, min_length=1)
-    sequence_length: int = Field(default=256, ge=8, le=1_048_576)
     mixture: MixtureSpec | None = None
     """Targets by language and by domain for every global batch; None: cells have the weights of their sources."""
+    sequence_length: int = Field(default=256, ge=8, le=1_048_576)
     """Tokens in a packed row. A row holds documents of one (language, domain) cell; attention never crosses their borders."""
     curriculum: tuple[CurriculumSegment, ...] = ()
     """Shorter rows first: each segment's length and share of the run's tokens, the last one's length being ``sequence_length``.
@@ -83,9 +83,6 @@ class DataSpec(Spec):
     seed: Seed = 0
 
     @property
-    def segments(self) -> tuple[CurriculumSegment, ...]:
-        """The curriculum; without one, a single segment."""
-    @property
     def cells(self) -> dict[tuple[str, str], float]:
         """Weight of each (language, domain) in every batch, in order of appearance."""
         weights = self.source_weights
@@ -100,6 +97,9 @@ class DataSpec(Spec):
             weights[key] = weights.get(key, 0.0) + source.weight
         return weights
 
+    @property
+    def segments(self) -> tuple[CurriculumSegment, ...]:
+        """The curriculum; without one, a single segment."""
         return self.curriculum or (CurriculumSegment(sequence_length=self.sequence_length, fraction=1.0),)
 
     @property
@@ -108,9 +108,6 @@ class DataSpec(Spec):
         return self.chain_segments * self.sequence_length
 
     @model_validator(mode="after")
-    def _lengths_fit(self) -> Self:
-        lengths = [segment.sequence_length for segment in self.segments]
-    @model_validator(mode="after")
     def _mixture_fits(self) -> Self:
         try:
             _ = self.cells
@@ -118,6 +115,9 @@ class DataSpec(Spec):
             raise Misfit(str(error), "mixture.languages", "mixture.domains", "sources") from error
         return self
 
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        lengths = [segment.sequence_length for segment in self.segments]
         if lengths[-1] != self.sequence_length:
             raise Misfit(
                 f"the curriculum ends with sequence_length {lengths[-1]}, not with {self.sequence_length}",

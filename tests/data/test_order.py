@@ -57,6 +57,7 @@ def manifest(rows: list[int], weights: list[float], name: str = "a", shares: tup
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**32))
+@settings(deadline=None)
 def test_the_permutation_is_a_bijection(size: int, seed: int) -> None:
     assert sorted(permute(np.arange(size, dtype=np.uint64), size, key64(seed)).tolist()) == list(range(size))
 
