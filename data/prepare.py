@@ -280,6 +280,7 @@ def _manifest(
                 language=language,
                 domain=domain,
                 weight=weight,
+                counts_as=data.mixture.lines(language, domain) if data.mixture else None,
                 train=_count(s for s in shards if (s.cell, s.split) == (cell, "train")),
                 held_out=_count(s for s in shards if (s.cell, s.split) == (cell, "held_out")),
             )
@@ -297,7 +298,6 @@ def _manifest(
             for number, segment in enumerate(data.segments)
         ),
         shards=shards,
-                counts_as=data.mixture.lines(language, domain) if data.mixture else None,
         input_files=sum(map(len, files)),
         input_bytes=sum(file.size for of_source in files for file in of_source),
         documents_read=corpus.read,
