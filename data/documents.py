@@ -23,3 +23,5 @@ class Bad:
     detail: str
     field: str = "path"
     """The field of the source's spec that is to blame."""
+    tolerated: bool = False
+    """Whether it is counted even where a bad document stops the work: archives of the web are full of it."""

@@ -17,9 +17,10 @@ class SourceSpec(Spec):
     """One place that documents come from."""
 
     path: str
-    """A path or glob (``.txt .jsonl .jsonl.gz .jsonl.zst .parquet .py``), local or ``s3://``, ``gs://``; or
-    ``stdlib:prose`` and ``stdlib:code``, the text that every Python installation carries. A ``.txt`` file is one document, or,
-    over 64 KiB, many: one ends at the first blank line after 4 KiB, or else at the first line's end after 64 KiB."""
+    """A path or glob, local or ``s3://``, ``gs://``: ``.txt .py .jsonl .html .htm .warc``, each also with ``.gz`` or ``.zst``,
+    and ``.parquet``; or ``stdlib:prose`` and ``stdlib:code``, the text that every Python installation carries. A ``.txt`` file
+    is one document, or, over 64 KiB, many: one ends at the first blank line after 4 KiB, or else at the first line's end after
+    64 KiB. Of web pages the main text is taken."""
     text_field: str = "text"
     """The field that holds the text, in JSON lines and Parquet."""
     url_field: str | None = None
@@ -27,6 +28,8 @@ class SourceSpec(Spec):
     language: str = "en"
     domain: str = "web"
     weight: Weight = 1.0
+    licence: str | None = None
+    """Under which the text may be used, such as an SPDX id (``CC-BY-SA-4.0``). The report adds up the text under each."""
     """What this source adds to the share of its (language, domain) cell in every global batch, relative to the other cells.
     Sources of one cell add their weights up; within the cell they are mixed by the size of their text."""
 

@@ -153,7 +153,7 @@ def clean_files(task: CleanTask) -> CleanResult:
             if isinstance(item, Document):
                 sources.bytes += len(item.text.encode())
                 yield item
-            elif task.drop_bad:
+            elif task.drop_bad or item.tolerated:
                 sources.drop(Drop(item.reason, item.detail), Document("", "", task.source.language, task.source.domain))
             else:
                 raise _Stop(Failure(item.detail, _pointer(task, item.field), document=True))

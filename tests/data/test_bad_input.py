@@ -24,6 +24,11 @@ def _parquet(**columns: list[object] | pa.Array) -> bytes:
     return sink.getvalue()
 
 
+def _hole(content: bytes) -> bytes:
+    """Zeros where the first page lies."""
+    return content[:4] + bytes(200) + content[204:]
+
+
 # name of the file, its bytes as they lie on disk, reason, what the message says, the field
 DOCUMENTS: dict[str, tuple[str, bytes, str, str, str]] = {
     "binary text": ("a.txt", b"\x89PNG\0\0rest of it", "binary", "a.txt: binary, not text", "sources/0/path"),
@@ -91,6 +96,59 @@ DOCUMENTS: dict[str, tuple[str, bytes, str, str, str]] = {
         "a.parquet:row 4: not UTF-8: byte 0xe9 at 3",
         "sources/0/path",
     ),
+    "a nested column": (
+        "a.parquet",
+        _parquet(text=[{"body": text} for text in texts(3)]),
+        "not_text",
+        "a.parquet: column 'text' is struct<body: string>, not text",
+        "sources/0/text_field",
+    ),
+    "a column of numbers": ("a.parquet", _parquet(text=[1, 2]), "not_text", "column 'text' is int64", "sources/0/text_field"),
+    "a column of nothing": (
+        "a.parquet",
+        _parquet(text=[None, None]),
+        "not_text",
+        "column 'text' is null",
+        "sources/0/text_field",
+    ),
+    "Parquet cut short": (
+        "a.parquet",
+        _parquet(text=texts(99))[:-9],
+        "broken_parquet",
+        "a.parquet: not Parquet",
+        "sources/0/path",
+    ),
+    "Parquet with a hole": (
+        "a.parquet",
+        _hole(_parquet(text=texts(99))),
+        "broken_parquet",
+        "a.parquet: unreadable after row 0",
+        "sources/0/path",
+    ),
+    "a huge row": (
+        "a.parquet",
+        _parquet(text=[*texts(2), "x" * 5000]),
+        "oversized",
+        "a.parquet:row 3: a document larger than",
+        "max_document_bytes",
+    ),
+    "text in gzip cut short": (
+        "a.txt.gz",
+        gzip.compress(GOOD)[:-9],
+        "broken_compression",
+        "a.txt.gz: cannot",
+        "sources/0/path",
+    ),
+    "code in zstd cut short": (
+        "a.py.zst",
+        zstandard.compress(GOOD)[:-9],
+        "broken_compression",
+        "a.py.zst: cannot be decompressed: ",
+        "sources/0/path",
+    ),
+    "UTF-16 text": ("a.txt", "some words".encode("utf-16"), "utf16", "a.txt: UTF-16, not UTF-8", "sources/0/path"),
+    "UTF-16 lines": ("a.jsonl", GOOD.decode().encode("utf-16"), "utf16", "a.jsonl: UTF-16, not UTF-8", "sources/0/path"),
+    "long UTF-16 text": ("a.txt", (GOOD.decode() * 40).encode("utf-16"), "utf16", "a.txt: UTF-16, not UTF-8", "sources/0/path"),
     "not Parquet": ("a.parquet", b"PAR1 is only its start", "broken_parquet", "a.parquet: not Parquet", "sources/0/path"),
 }
 
@@ -125,7 +183,7 @@ def test_rows_after_a_broken_string_are_read(tmp_path: Path, preparation: Prepar
 def test_what_arrow_cannot_read_names_the_file(
     tmp_path: Path, preparation: Preparation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unknown(stream: object) -> None:
+    def unknown(stream: object, **settings: object) -> None:
         raise pa.ArrowNotImplementedError("an encoding of tomorrow")
 
     monkeypatch.setattr(pq, "ParquetFile", unknown)

@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 
-from data import sources
 from data.dataset import PackedDataset
 from data.errors import SourceError
 from data.executors import Executor, SerialExecutor
@@ -19,6 +18,7 @@ from data.files import checksum
 from data.locks import locked
 from data.manifest import Split
 from data.prepare import Prepared, Progress, prepare
+from data.sources import streams
 from data.spec import CurriculumSegment, DataSpec, SourceSpec, TokenizerSpec
 from data.stages.registry import PRESETS
 from tests.data.conftest import WORDS, Preparation, data_spec, json_lines, texts, write
@@ -166,7 +166,7 @@ def test_what_was_done_before_a_stop_is_not_done_again(spec: DataSpec, tmp_path:
 def test_storage_that_fails_is_no_users_error_and_costs_only_what_it_hit(
     error: OSError, spec: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = sources._open_raw
+    opened = streams.open_raw
 
     def failing(path: str) -> BinaryIO:
         if path.endswith(".gz"):
@@ -174,7 +174,7 @@ def test_storage_that_fails_is_no_users_error_and_costs_only_what_it_hit(
         return opened(path)
 
     with monkeypatch.context() as broken:
-        broken.setattr(sources, "_open_raw", failing)
+        broken.setattr(streams, "open_raw", failing)
         with pytest.raises(type(error)) as raised:
             prepared_in(tmp_path / "a", spec, SerialExecutor())
     assert raised.value is error

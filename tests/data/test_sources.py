@@ -52,6 +52,19 @@ def test_formats_agree(name: str, content: bytes, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_text_and_code_may_be_compressed(suffix: str, tmp_path: Path) -> None:
+    long = "\n\n".join(_paragraphs(300))
+    contents = {f"a.py{suffix}": "x = 1\n\n" * 20_000, f"b.txt{suffix}": long, f"c.txt{suffix}": "short\n\ntext"}
+    for name, content in contents.items():
+        raw = content.encode()
+        write(tmp_path / name, zstandard.compress(raw) if suffix == ".zst" else raw)
+    code, *pieces, short = (item for item in read(str(tmp_path / f"*{suffix or '[yt]'}")) if isinstance(item, Document))
+    assert (code.text, short.text) == (contents[f"a.py{suffix}"], "short\n\ntext")
+    assert len(pieces) > 20
+    assert "".join(piece.text for piece in pieces) == long
+
+
 def test_a_short_text_file_is_one_document(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", b"second\n\nfile")
     write(tmp_path / "a.txt", b"\xef\xbb\xbffirst")

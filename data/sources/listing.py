@@ -1,0 +1,124 @@
+"""From a source's path to its files."""
+
+import glob
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+
+from data import stdlib
+from data.errors import SourceError
+from data.files import checksum
+from data.sources.streams import COMPRESSED
+from data.sources.web import is_web, require_web
+from data.spec import SourceSpec
+
+FORMATS = (".txt", ".py", ".jsonl", ".html", ".htm", ".warc")
+SUFFIXES = (*FORMATS, *(f"{suffix}{packed}" for suffix in FORMATS for packed in COMPRESSED), ".parquet")
+_GLOB = "*?["
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file of a source: ``digest`` is its content's (or, on object storage, what the store says of its version)."""
+
+    path: str
+    size: int
+    digest: str
+    mtime_ns: int | None = None
+    """When a local file was written last; None where ``require_unchanged`` does not look."""
+
+
+def list_files(source: SourceSpec, pointer: str, pulse: Callable[[], None] = lambda: None) -> list[InputFile]:
+    """The files of a source, sorted by path. The content of local ones is hashed, so this takes as long as reading them.
+
+    Args:
+        pointer: where the source stands in the job spec, ``/data_pipeline/sources/0``.
+        pulse: called again and again meanwhile; what it raises ends the listing.
+
+    Raises:
+        SourceError: nothing is there, it cannot be read, or its format is not known.
+    """
+    at = f"{pointer}/path"
+    if source.path.startswith(stdlib.PREFIX):
+        if source.path not in stdlib.KINDS:
+            raise SourceError(f"{source.path} is not one of {', '.join(stdlib.KINDS)}", pointer=at)
+        names = stdlib.modules(source.path)
+        files = [_local(stdlib.root() / name, f"{stdlib.PREFIX}{name}", at, pulse) for name in names]
+    elif "://" in source.path:
+        files = _list_remote(source.path, at, pulse)
+    else:
+        files = _list_local(source.path, at, pulse)
+    if not files:
+        raise SourceError(f"{source.path}: no file matches", pointer=at)
+    for file in files:
+        if not file.path.endswith(SUFFIXES):
+            raise SourceError(f"{file.path}: its format is not known; use one of {_known()}", pointer=at)
+    if any(is_web(file.path) for file in files):
+        require_web(at)
+    if not any(file.size for file in files):
+        raise SourceError(f"{source.path} is empty", pointer=at)
+    return files
+
+
+def _known() -> str:
+    return f"{' '.join(FORMATS)} (each also with {' or '.join(COMPRESSED)}) .parquet"
+
+
+def _list_local(path: str, at: str, pulse: Callable[[], None]) -> list[InputFile]:
+    if Path(path).is_dir():
+        raise SourceError(f"{path} is a folder; name its files, such as {path.rstrip('/')}/*.jsonl", pointer=at)
+    if any(c in path for c in _GLOB) and not Path(path).exists():
+        found = [Path(name).absolute() for name in sorted(glob.glob(path, recursive=True))]
+        return [_local(file, str(file), at, pulse) for file in found if file.is_file()]
+    file = Path(path).absolute()  # the cluster's workers have folders of their own
+    return [_local(file, str(file), at, pulse)]
+
+
+def _local(path: Path, name: str, at: str, pulse: Callable[[], None]) -> InputFile:
+    try:
+        state = path.stat()  # before the hash, so that a change in between shows
+        # Python's own library was installed at another time on another machine.
+        mtime_ns = None if name.startswith(stdlib.PREFIX) else state.st_mtime_ns
+        return InputFile(name, state.st_size, checksum(path, pulse), mtime_ns)
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} does not exist", pointer=at) from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}", pointer=at) from error
+
+
+def _list_remote(path: str, at: str, pulse: Callable[[], None]) -> list[InputFile]:
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        names = filesystem.glob(inner) if any(c in inner for c in _GLOB) else [inner]
+        files = []
+        for name in sorted(names):
+            pulse()
+            size, digest = int(filesystem.size(name) or 0), str(filesystem.ukey(name))
+            files.append(InputFile(filesystem.unstrip_protocol(name), size, digest))
+        return files
+    except ImportError as error:  # fsspec's own words: "Install s3fs to access S3"
+        raise SourceError(f"{path}: {error}", pointer=at) from error
+    except ValueError as error:  # an unknown protocol
+        raise SourceError(f"{path}: {error}", pointer=at) from error
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} does not exist", pointer=at) from error
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}", pointer=at) from error
+
+
+def require_unchanged(file: InputFile) -> None:
+    """Call it when a file has been read: what was read is what was listed. Object storage is not asked again.
+
+    Raises:
+        SourceError: a local file's size or time, and its content, are others than when it was listed. It has no pointer.
+        OSError: the file has gone.
+    """
+    if file.mtime_ns is None:
+        return
+    path = Path(file.path)
+    state = path.stat()
+    # A file that was only touched, or copied to another machine, has its content still.
+    if (state.st_size, state.st_mtime_ns) != (file.size, file.mtime_ns) and checksum(path) != file.digest:
+        raise SourceError(f"{file.path} changed while it was read; start again when nothing writes to it")

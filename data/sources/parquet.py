@@ -1,0 +1,75 @@
+"""Parquet: a document a row, read in batches of rows through all row groups."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.documents import Bad, Document
+from data.errors import SourceError
+from data.sources.streams import about_bytes, open_raw
+from data.sources.values import not_utf8, oversized, text_value, with_url
+from data.spec import SourceSpec
+
+_BATCH_ROWS = 256
+_PAGE_BUFFER_BYTES = 1 << 20
+
+
+def read_parquet(path: str, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
+    row = 0
+    with open_raw(path) as stream:
+        try:
+            # With a buffer, a column of a row group is read page by page and not whole.
+            parquet = pq.ParquetFile(stream, buffer_size=_PAGE_BUFFER_BYTES)
+            if bad := _missing(parquet.schema_arrow, path, source):
+                yield bad
+                return
+            columns = [name for name in (source.text_field, source.url_field) if name is not None]
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                urls = [None] * len(batch) if source.url_field is None else _values(batch, source.url_field)
+                texts = _values(batch, source.text_field)
+                for text, size, url in zip(texts, pc.binary_length(texts).to_pylist(), urls, strict=True):
+                    row += 1
+                    where = f"{path}:row {row}"
+                    yield oversized(where, max_bytes) if (size or 0) > max_bytes else _document(text, url, where, source)
+        except pa.ArrowInvalid as error:
+            yield Bad("broken_parquet", f"{path}: not Parquet that can be read: {error}")
+        except pa.ArrowException as error:
+            raise SourceError(f"{path} cannot be read as Parquet after row {row}: {error}") from error
+        except OSError as error:
+            if not about_bytes(error):
+                raise
+            yield Bad("broken_parquet", f"{path}: unreadable after row {row}: {error}")
+
+
+def _missing(schema: Any, path: str, source: SourceSpec) -> Bad | None:
+    """What keeps every row from being a document."""
+    for field in ("text_field", "url_field"):
+        name = getattr(source, field)
+        if name is None:
+            continue
+        if name not in schema.names:
+            return Bad(f"no_{field}", f"{path}: no column {name!r}; it has {', '.join(schema.names[:8])}", field)
+        if schema.names.count(name) > 1:
+            return Bad(f"no_{field}", f"{path}: two columns {name!r}", field)
+        kind = schema.field(name).type
+        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+        empty = field == "url_field" and pa.types.is_null(kind)
+        if not (empty or pa.types.is_string(plain) or pa.types.is_large_string(plain)):
+            return Bad("not_text", f"{path}: column {name!r} is {kind}, not text", field)
+    return None
+
+
+def _values(batch: Any, name: str) -> Any:
+    values = batch.column(batch.schema.names.index(name))
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+def _document(text: Any, url: Any, where: str, source: SourceSpec) -> Document | Bad:
+    try:
+        document = text_value(text.as_py(), where, source)
+        return with_url(document, None if url is None else url.as_py(), where, source)
+    except UnicodeDecodeError as error:
+        return not_utf8(where, error)
