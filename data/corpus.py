@@ -9,7 +9,7 @@ import numpy as np
 from data.dedup.spec import ExactSpec
 from data.files import U64
 from data.funnel import Funnel, drops_of
-from data.report import Amount
+from data.report import Amount, ReferenceFigures
 from data.selection import Ints, Mask
 from data.sources import InputFile
 from data.spec import DataSpec
@@ -93,6 +93,7 @@ class Corpus(Documents):
     read_C: tuple[Amount, ...]
     """By cell."""
     cleaned_C: tuple[Amount, ...]
+    decontamination: tuple[ReferenceFigures, ...]
     languages: dict[str, Amount]
     """What passed the stages, by the language that the last one left it in."""
 
@@ -115,7 +116,7 @@ def clean_tasks(data: DataSpec, files: list[list[InputFile]], work: Path) -> Ite
                 part=work / f"documents-{index:06}.arrow",
                 files=tuple(group),
                 source=source,
-                source_index=number,
+                pointer=f"/data_pipeline/sources/{number}",
                 stages=data.stages,
                 max_document_bytes=data.max_document_bytes,
                 drop_bad=data.on_bad_document == "drop",

@@ -9,7 +9,7 @@ from data.stages.base import StageCount
 from data.tasks import CleanResult
 
 Funnel = tuple[StageCount, ...]
-"""``sources``, the stages in order, and, where it is over, ``deduplicate``."""
+"""``sources``, the stages in order, and, where they are over, ``deduplicate`` and ``decontaminate``."""
 
 
 def funnel_of(data: DataSpec, results: Iterable[CleanResult]) -> Funnel:

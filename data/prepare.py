@@ -23,6 +23,7 @@ import xxhash
 from data import stdlib
 from data.corpus import Corpus, cells, clean_tasks
 from data.dataset import PackedDataset
+from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
 from data.errors import MantaError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
@@ -91,7 +92,8 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
     _require_libraries(data)
     files = [list_files(source, f"/data_pipeline/sources/{i}", pulse) for i, source in enumerate(data.sources)]
     lexicon = read_lexicon(tokenizer.lexicon) if tokenizer.lexicon is not None else ()
-    identity = _identity(data, tokenizer, files, lexicon)
+    test_files = list_benchmarks(data.decontaminate, pulse)
+    identity = _identity(data, tokenizer, [*files, *test_files], lexicon)
     root = root.absolute()
     final = root / identity
     with locked(root / f".{identity}.lock", _pulse(on_progress, waiting=True)):
@@ -103,7 +105,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             _report_reuse(prepared.manifest, on_progress)
             return prepared
         try:
-            corpus = _documents(data, files, work / _SCRATCH, executor, on_progress)
+            corpus = _documents(data, files, test_files, work / _SCRATCH, executor, on_progress)
             model = _tokenizer(tokenizer, lexicon, data, corpus, work, on_progress)
         except MantaError:
             # The same input will never do; what is mended has another identity. (Storage that fails raises OSError.)
@@ -164,7 +166,15 @@ def _report_reuse(manifest: Manifest, on_progress: OnProgress) -> None:
     on_progress(Progress("shards", documents, documents, "documents", reused=True))
 
 
-def _documents(data: DataSpec, files: list[list[InputFile]], work: Path, executor: Executor, on_progress: OnProgress) -> Corpus:
+def _documents(
+    data: DataSpec,
+    files: list[list[InputFile]],
+    test_files: list[list[InputFile]],
+    work: Path,
+    executor: Executor,
+    on_progress: OnProgress,
+) -> Corpus:
+    benchmarks = read_benchmarks(data, test_files, work, executor, _pulse(on_progress))
     tasks = list(clean_tasks(data, files, work))
     total = sum(task.bytes for task in tasks)
     done = 0
@@ -178,7 +188,7 @@ def _documents(data: DataSpec, files: list[list[InputFile]], work: Path, executo
         on_progress(Progress("documents", done, total, "bytes"))
     ordered = [results[task.index] for task in tasks]
     return make_corpus(
-        *(data, tasks, ordered, work, executor), lambda: on_progress(Progress("documents", done, total, "bytes"))
+        *(data, tasks, ordered, benchmarks, work, executor), lambda: on_progress(Progress("documents", done, total, "bytes"))
     )
 
 

@@ -38,7 +38,7 @@ class Step(Record):
     """One step of the funnel: what came, and what did not go on, by reason."""
 
     name: str
-    """``sources``, then the stages, then ``deduplicate``."""
+    """``sources``, then the stages, then ``deduplicate`` and, where it is on, ``decontaminate``."""
     came: Amount
     """To ``sources``: everything that was read, of which broken documents have no bytes."""
     drops: dict[str, int]
@@ -118,6 +118,21 @@ class LanguageTokens(Record):
         )
 
 
+class ReferenceFigures(Record):
+    """What training documents were compared with: the held-out split, or a test set."""
+
+    name: str
+    items: int
+    """Documents of the one, documents of the other's files."""
+    too_short: int
+    """Items that have no n-gram, or only formulas: they were not looked for."""
+    ngrams: int
+    found: int
+    """Items that some training document overlapped too much."""
+    dropped: int
+    """Training documents that overlapped one of them more than an item of another set."""
+
+
 class CellFlow(Record):
     """One (language, domain), as its sources state it, from the sources to the rows."""
 
@@ -127,7 +142,7 @@ class CellFlow(Record):
     cleaned: Amount
     """What passed every stage."""
     kept: Amount
-    """And was no duplicate."""
+    """And was no duplicate, and overlapped nothing."""
     train: Count
     held_out: Count
 
@@ -149,6 +164,10 @@ class Report(Record):
     by their sources otherwise. Before duplicates were dropped."""
     duplicate_clusters: Histogram
     """Sizes of the groups of documents of which one was kept; bin 0 is empty."""
+    largest_cluster: int = 0
+    """Documents in the largest of these groups."""
+    decontamination: tuple[ReferenceFigures, ...] = ()
+    """Empty where it is off."""
     lengths: Histogram
     """Of the documents kept, in tokens."""
     vocab_size: int

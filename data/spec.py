@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from data.decontamination.spec import DecontaminateSpec, given_decontaminate
 from data.dedup.spec import DeduplicateSpec, ExactSpec, given_deduplicate
 from data.mixture import Infeasible, MixtureSpec
 from data.spec_base import Misfit, Seed, Spec, Weight
@@ -81,6 +82,8 @@ class DataSpec(Spec):
     with its settings; ``false`` keeps all. Documents of one cluster are never on both sides of the held-out split."""
     held_out_fraction: float = Field(default=0.02, gt=0, lt=0.5)
     """Share of documents, by hash of the text of their cluster, that training never sees."""
+    decontaminate: Annotated[DecontaminateSpec | None, BeforeValidator(given_decontaminate)] = None
+    """Training documents that overlap the held-out split or named test sets go: ``true``, or settings; ``none`` keeps all."""
     shard_documents: int = Field(default=512, ge=1)
     """Documents in one unit of work; part of the prepared data's identity."""
     seed: Seed = 0

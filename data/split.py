@@ -1,16 +1,20 @@
-"""From the documents that passed cleaning to a corpus: duplicates go, some are held out, the rest is cut into segments."""
+"""From the documents that passed cleaning to a corpus: duplicates go, some are held out, what overlaps them goes, the rest is
+cut into segments of the curriculum."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from data.contamination import decontaminate
 from data.corpus import Corpus, Documents, cells
+from data.decontamination.overlaps import ReferenceSet
 from data.duplicates import Duplicates, find_duplicates, near_pairs
 from data.errors import NotEnoughData
 from data.executors import Executor
 from data.files import U64
 from data.funnel import Funnel, funnel_of, languages_of, left_out, read_of, who_took_the_last
+from data.report import ReferenceFigures
 from data.selection import Ints, Mask, held_out, partition
 from data.spec import DataSpec
 from data.stages.base import StageCount
@@ -21,6 +25,7 @@ def make_corpus(
     data: DataSpec,
     tasks: list[CleanTask],
     results: list[CleanResult],
+    benchmarks: list[ReferenceSet],
     folder: Path,
     executor: Executor,
     pulse: Callable[[], None],
@@ -28,6 +33,7 @@ def make_corpus(
     """
     Args:
         results: of the tasks, in their order.
+        benchmarks: test sets that training documents must not overlap.
         folder: for what further tasks write; the same input goes on with what is there.
         pulse: called after each of them; what it raises ends the work.
 
@@ -44,6 +50,13 @@ def make_corpus(
     kept = cleaned.take(duplicates.keep)
     cluster_hash_N = cleaned.hash_N[duplicates.cluster_N][duplicates.keep]
     held_out_N = held_out(cluster_hash_N, kept.cell_N, data.held_out_fraction, data.seed)
+    funnel = (*funnel_of(data, results), duplicates.count(cleaned))
+    figures: tuple[ReferenceFigures, ...] = ()
+    if data.decontaminate is not None:
+        found = decontaminate(data.decontaminate, benchmarks, kept, held_out_N, folder / "overlaps", executor, pulse)
+        _require_training(data, kept.cell_N[~held_out_N], kept.cell_N[found.keep & ~held_out_N])
+        funnel, figures = (*funnel, found.count), found.figures
+        kept, cluster_hash_N, held_out_N = kept.take(found.keep), cluster_hash_N[found.keep], held_out_N[found.keep]
     corpus = Corpus(
         parts=kept.parts,
         hash_N=kept.hash_N,
@@ -54,9 +67,10 @@ def make_corpus(
         held_out_N=held_out_N,
         segment_N=_segments(data, kept, cluster_hash_N, held_out_N),
         cluster_sizes=duplicates.cluster_sizes,
-        funnel=(*funnel_of(data, results), duplicates.count(cleaned)),
+        funnel=funnel,
         read_C=tuple(read_of(results[task] for task in np.flatnonzero(cell_P == cell)) for cell in range(len(names))),
         cleaned_C=cleaned.amounts(len(names)),
+        decontamination=figures,
         languages=languages_of(results),
     )
     _require_documents(data, corpus)
@@ -96,6 +110,22 @@ def _nothing_left(data: DataSpec, cell: int, funnel: Funnel) -> None:
         + (f"; {data.mixture.without(data.source_weights, name)}" if data.mixture else ""),
         pointer=f"/data_pipeline/sources/{first}/path",
     )
+
+
+def _require_training(data: DataSpec, before: Ints, after: Ints) -> None:
+    """
+    Args:
+        before: cells of the training documents before decontamination.
+        after: and of those that it left.
+    """
+    names = list(cells(data))
+    before_C, after_C = (np.bincount(each, minlength=len(names)) for each in (before, after))
+    for cell in np.flatnonzero((before_C > 0) & (after_C == 0)).tolist():
+        raise NotEnoughData(
+            f"no training document is left of {'/'.join(names[cell])}: decontamination took the last {before_C[cell]}, which"
+            " overlap the held-out split or a test set; give other text, or a larger min_overlap",
+            pointer="/data_pipeline/decontaminate",
+        )
 
 
 def _require_documents(data: DataSpec, corpus: Corpus) -> None:

@@ -36,6 +36,8 @@ def summarise(corpus: Corpus, manifest: Manifest, packed: Sequence[PackResult]) 
         ),
         languages_found=corpus.languages,
         duplicate_clusters=Histogram.of(corpus.cluster_sizes.tolist()),
+        largest_cluster=int(corpus.cluster_sizes.max(initial=0)),
+        decontamination=corpus.decontamination,
         lengths=sum((figures.lengths for figures in languages.values()), Histogram()),
         vocab_size=manifest.vocab_size,
         tokens=tuple(LanguageTokens.of(language, languages[language]) for language in sorted(languages)),

@@ -65,7 +65,8 @@ class CleanTask:
     """The Arrow file to write; its marker lies beside it."""
     files: tuple[InputFile, ...]
     source: SourceSpec
-    source_index: int
+    pointer: str
+    """Where the source stands in the job spec: ``/data_pipeline/sources/0``."""
     stages: tuple[StageSpec, ...]
     max_document_bytes: int
     drop_bad: bool
@@ -189,7 +190,7 @@ def _read(task: CleanTask) -> Iterator[Document | Bad]:
 def _pointer(task: CleanTask, name: str) -> str:
     if name == "max_document_bytes":
         return "/data_pipeline/max_document_bytes"
-    return f"/data_pipeline/sources/{task.source_index}/{name}"
+    return f"{task.pointer}/{name}"
 
 
 def _write_part(path: Path, documents: Iterator[Document], near: NearSpec | None) -> dict[str, Amount]:

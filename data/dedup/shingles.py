@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import xxhash
@@ -35,22 +36,40 @@ def shingle_hashes(text: str, language: str, ngram: int) -> U64:
 
     Case, punctuation and white space count for nothing. A shorter text is one shingle.
     """
-    units = _characters(text) if language.partition("-")[0] in _CHARACTER_LANGUAGES else _words(text)
+    units = unit_hashes(text, language)
     if not len(units):
         return np.array([text_hash(text)], np.uint64)
-    span = min(ngram, len(units))
-    count = len(units) - span + 1
-    rolled = units[:count].copy()
-    for i in range(1, span):
+    return ngram_hashes(units, min(ngram, len(units)))
+
+
+def by_characters(language: str) -> bool:
+    """Whether the language is written without spaces between words."""
+    return language.partition("-")[0] in _CHARACTER_LANGUAGES
+
+
+def unit_hashes(text: str, language: str) -> U64:
+    """Of each word, or character, in reading order."""
+    return _characters(text) if by_characters(language) else _words(text)
+
+
+def ngram_hashes(unit_N: U64, n: int) -> U64:
+    """Of ``n`` units in a row each, ``[N - n + 1]``; ``1 <= n <= N``."""
+    count = len(unit_N) - n + 1
+    rolled = unit_N[:count].copy()
+    for i in range(1, n):
         rolled *= _MULTIPLIER
-        rolled += units[i : i + count]
+        rolled += unit_N[i : i + count]
     return mix64(rolled)
 
 
 def _words(text: str) -> U64:
     text = text.lower()
     # The same words either way; the way for ASCII is several times faster.
-    words = text.translate(_ASCII_TO_WORDS).split() if text.isascii() else _WORD.findall(text)
+    return hash_words(text.translate(_ASCII_TO_WORDS).split() if text.isascii() else _WORD.findall(text))
+
+
+def hash_words(words: Sequence[str]) -> U64:
+    """xxh3-64 of each word."""
     if len(_word_hashes) > _MOST_WORDS_KNOWN:
         _word_hashes.clear()
     return np.fromiter(map(_word_hashes.__getitem__, words), np.uint64, len(words))
