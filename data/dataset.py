@@ -4,6 +4,7 @@ Legend: R rows asked for, T tokens in a row.
 """
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -17,6 +18,9 @@ from data.files import checksum
 from data.manifest import SPLITS, TOKENIZER_NAME, Manifest, ShardInfo, Split
 from data.pack import aligned
 from data.shards import Shard
+
+# Shards that are mapped at once. Each holds a file descriptor, of which processes commonly have 1,024.
+_OPEN_SHARDS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,8 @@ class PackedDataset:
         self.manifest = manifest
         self._infos: dict[Split, list[ShardInfo]] = {s: [i for i in manifest.shards if i.split == s] for s in SPLITS}
         self._starts = {split: [0, *accumulate(info.rows for info in infos)] for split, infos in self._infos.items()}
-        self._open: dict[str, Shard] = {}
+        self._open: OrderedDict[str, Shard] = OrderedDict()
+        self._verified: set[str] = set()
 
     @classmethod
     def open(cls, path: Path) -> "PackedDataset":
@@ -109,9 +114,15 @@ class PackedDataset:
 
     def _locate(self, split: Split, index: int) -> tuple[Shard, int]:
         info, row = self._find(split, index)
-        if info.file not in self._open:
-            self._open[info.file] = Shard(self.path / info.file, info, self.row_length(split, index))
-        return self._open[info.file], row
+        shard = self._open.get(info.file)
+        if shard is None:
+            row_length = self.manifest.row_length(info.segment)
+            shard = Shard(self.path / info.file, info, row_length, verify=info.file not in self._verified)
+            self._verified.add(info.file)
+            self._open[info.file] = shard
+            if len(self._open) > _OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return shard, row
 
     def _find(self, split: Split, index: int) -> tuple[ShardInfo, int]:
         starts = self._starts[split]

@@ -7,6 +7,7 @@ import pytest
 
 from data.dataset import Batch, PackedDataset
 from data.errors import ShardError
+from data.files import checksum
 from data.manifest import SPLITS, Split
 from data.ngrams import held_out_losses
 from data.shards import Shard, write_shard
@@ -120,6 +121,23 @@ def test_the_documents_can_be_read_back(tmp_path: Path, preparation: Preparation
                 assert (begin, end) == (tokenizer.bos_id, tokenizer.eos_id)
                 found.append(tokenizer.decode(inner))
     assert sorted(found) == sorted(texts(60))
+
+
+def test_a_shard_is_verified_once_and_few_are_open_at_once(
+    tmp_path: Path, preparation: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines(texts(60)))
+    dataset = PackedDataset.open(preparation(data_spec(path, shard_documents=4)).path)
+    whole = dataset.rows("train", range(dataset.num_rows("train"))).tokens
+    read: list[Path] = []
+    monkeypatch.setattr("data.dataset._OPEN_SHARDS", 2)
+    monkeypatch.setattr("data.shards.checksum", lambda path: read.append(path) or checksum(path))
+    again = PackedDataset.open(dataset.path)
+    for rows in (range(len(whole)), reversed(range(len(whole)))):
+        for row in rows:
+            assert (again.rows("train", [row]).tokens[0] == whole[row]).all()
+            assert len(again._open) <= 2
+    assert len(read) == len(set(read)) == sum(info.split == "train" for info in dataset.manifest.shards) > 4
 
 
 def test_no_such_row(dataset: PackedDataset) -> None:
