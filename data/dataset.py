@@ -4,7 +4,6 @@ Legend: R rows asked for, T tokens in a row.
 """
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -15,12 +14,10 @@ import numpy.typing as npt
 
 from data.errors import ShardError
 from data.files import checksum
+from data.inputs import Inputs
 from data.manifest import SPLITS, TOKENIZER_NAME, Manifest, ShardInfo, Split
 from data.pack import aligned
 from data.shards import Shard
-
-# Shards that are mapped at once. Each holds a file descriptor, of which processes commonly have 1,024.
-_OPEN_SHARDS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +58,7 @@ class PackedDataset:
         self.manifest = manifest
         self._infos: dict[Split, list[ShardInfo]] = {s: [i for i in manifest.shards if i.split == s] for s in SPLITS}
         self._starts = {split: [0, *accumulate(info.rows for info in infos)] for split, infos in self._infos.items()}
-        self._open: OrderedDict[str, Shard] = OrderedDict()
-        self._verified: set[str] = set()
+        self._open: dict[str, Shard] = {}
 
     @classmethod
     def open(cls, path: Path) -> "PackedDataset":
@@ -78,6 +74,11 @@ class PackedDataset:
     @property
     def tokenizer_path(self) -> Path:
         return self.path / TOKENIZER_NAME
+
+    @property
+    def inputs(self) -> Inputs:
+        """What it was made of. Raises ShardError: that is missing or torn."""
+        return Inputs.read(self.path)
 
     def num_rows(self, split: Split) -> int:
         return self._starts[split][-1]
@@ -114,15 +115,9 @@ class PackedDataset:
 
     def _locate(self, split: Split, index: int) -> tuple[Shard, int]:
         info, row = self._find(split, index)
-        shard = self._open.get(info.file)
-        if shard is None:
-            row_length = self.manifest.row_length(info.segment)
-            shard = Shard(self.path / info.file, info, row_length, verify=info.file not in self._verified)
-            self._verified.add(info.file)
-            self._open[info.file] = shard
-            if len(self._open) > _OPEN_SHARDS:
-                self._open.popitem(last=False)
-        return shard, row
+        if info.file not in self._open:
+            self._open[info.file] = Shard(self.path / info.file, info, self.manifest.row_length(info.segment))
+        return self._open[info.file], row
 
     def _find(self, split: Split, index: int) -> tuple[ShardInfo, int]:
         starts = self._starts[split]

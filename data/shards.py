@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import xxhash
 
 from data.errors import ShardError
@@ -61,11 +62,8 @@ def write_shard(
 class Shard:
     """A memory-mapped shard."""
 
-    def __init__(self, path: Path, info: ShardInfo, row_length: int, verify: bool = True) -> None:
+    def __init__(self, path: Path, info: ShardInfo, row_length: int) -> None:
         """
-        Args:
-            verify: read all of it and compare its checksum; False for one that was verified before.
-
         Raises:
             ShardError: the file is missing, has another size, or does not match its checksum.
         """
@@ -74,9 +72,11 @@ class Shard:
         size = info.rows * row_length + info.rows + 1 + info.pieces
         if path.stat().st_size != size * _STORED.itemsize:
             raise ShardError(f"{path} is torn: {path.stat().st_size:,} bytes, not {size * _STORED.itemsize:,}")
-        if verify and checksum(path) != info.checksum:
+        if checksum(path) != info.checksum:
             raise ShardError(f"{path} does not match its checksum {info.checksum}")
-        words = np.memmap(path, dtype=_STORED, mode="r", shape=(size,))
+        # Arrow lets go of the file and keeps the mapping: a data set has more shards than a process may have files open.
+        with pa.memory_map(str(path)) as file:
+            words = np.frombuffer(file.read_buffer(), dtype=_STORED)
         cut = info.rows * row_length
         self.tokens_RT: U32 = words[:cut].reshape(info.rows, row_length)
         self.row_start: U32 = words[cut : cut + info.rows + 1]
