@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ _PART = pa.schema(
 )
 # What is in memory at once of a part that is written: documents, and bytes of text (or one document that has more).
 _BATCH_DOCUMENTS = 4096
+_ENCODED_TOGETHER = 256
 _BATCH_BYTES = 4 * 2**20
 
 
@@ -279,11 +281,14 @@ def pack_documents(task: PackTask) -> PackResult:
     documents: list[npt.NDArray[np.uint32]] = []
     kinds = np.zeros(3, np.int64)
     size = 0
-    for text in (text for part, rows in task.documents for text in read_texts(part, rows)):
-        ids = np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], np.uint32)
-        documents.append(ids)
-        kinds += np.bincount(tokenizer.kind_V[ids[1:-1]], minlength=3)
-        size += len(text.encode())
+    texts = (text for part, rows in task.documents for text in read_texts(part, rows))
+    while batch := list(islice(texts, _ENCODED_TOGETHER)):
+        for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+            document = np.empty(len(ids) + 2, np.uint32)
+            document[0], document[1:-1], document[-1] = tokenizer.bos_id, ids, tokenizer.eos_id
+            documents.append(document)
+            kinds += np.bincount(tokenizer.kind_V[ids], minlength=3)
+            size += len(text.encode())
     info = write_shard(
         *(task.directory, task.file, documents),
         split=task.split,

@@ -22,6 +22,7 @@ _LINE_CHARACTERS = _LINE_BYTES // 4
 # And lines that hold NUL or its own mark for the unknown.
 _LINE_ENDS = re.compile("[\n\0\u2585]+")
 _LEAST_COVERAGE = 0.98
+SCORE_STEPS = 64
 _POINTER = "/tokenizer"
 
 # ``TrainerSpec.ModelType`` and ``ModelProto.SentencePiece.Type``
@@ -139,6 +140,7 @@ def train_tokenizer(texts: Iterable[str], spec: TokenizerSpec, lexicon: Sequence
             vocab_size=spec.vocab_size,
             character_coverage=_coverage(lines, spec, len(symbols)),
             user_defined_symbols=[symbol.replace(" ", SYMBOL_SPACE) for symbol in symbols],
+            required_chars=_required(spec),
             hard_vocab_limit=False,
             byte_fallback=True,
             split_digits=True,
@@ -157,7 +159,7 @@ def train_tokenizer(texts: Iterable[str], spec: TokenizerSpec, lexicon: Sequence
             f" (SentencePiece: {str(error).rpartition('] ')[2]})",
             pointer=f"{_POINTER}/vocab_size",
         ) from error
-    return model.getvalue()
+    return _with_exact_ties(model.getvalue()) if spec.model_type == "unigram" else model.getvalue()
 
 
 def _symbols(spec: TokenizerSpec, lexicon: Sequence[str]) -> list[str]:
@@ -182,7 +184,7 @@ def _coverage(lines: list[str], spec: TokenizerSpec, symbols: int) -> float:
         counts.update(line)
     frequent = [count for _, count in counts.most_common()]
     total = counts.total()
-    room = spec.vocab_size - FIXED_PIECES - symbols
+    room = max(0, spec.vocab_size - FIXED_PIECES - symbols - len(_required(spec)))
     if sum(frequent[:room]) < _LEAST_COVERAGE * total:
         raise SourceError(
             f"vocab_size {spec.vocab_size} has no room for the characters that make up {_LEAST_COVERAGE:.0%} of the text:"
@@ -190,6 +192,22 @@ def _coverage(lines: list[str], spec: TokenizerSpec, symbols: int) -> float:
             pointer=f"{_POINTER}/vocab_size",
         )
     return min(spec.character_coverage, max(sum(frequent[: room // 2]) / total, _LEAST_COVERAGE))
+
+
+def _required(spec: TokenizerSpec) -> str:
+    """Characters that have pieces whatever the text: those that spell the marks and ``<0x0A>``, which a text may do. Libraries
+    that look for the longest pieces first (a unigram's) tell them from marks and bytes by that."""
+    return "<>/0123456789ABCDEFknsux" if spec.model_type == "unigram" else ""
+
+
+def _with_exact_ties(model: bytes) -> bytes:
+    """Scores of a unigram model in steps of 1/64 nat: sums are exact, so of two ways to write a text that score the same every
+    library takes the same one, whichever precision it adds with."""
+    proto = sentencepiece_pb2.ModelProto.FromString(model)
+    for piece in proto.pieces:
+        piece.score = round(piece.score * SCORE_STEPS) / SCORE_STEPS
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as sentencepiece_pb2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data.spec import TokenizerSpec
@@ -17,10 +18,15 @@ CODE = Path(__file__).read_text()
 PROSE = ["the old cat sees a red house", "l'élève a vu « la mer » à 10 h 45", "0123456789 9.99 $5", "日本語のテキスト"]
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, PreTrainedTokenizerBase]:
+SYMBOLS = ("<|tool|>", "if x", "日本", "日本語", " the", "\n\n", "        ")
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram", "bpe with symbols", "unigram with symbols"])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, PreTrainedTokenizerBase]:
     root = tmp_path_factory.mktemp("tokenizer")
-    (root / "trained.model").write_bytes(train_tokenizer([CODE, *PROSE * 3], TokenizerSpec(vocab_size=700)))
+    model_type, _, with_symbols = request.param.partition(" ")
+    spec = TokenizerSpec(vocab_size=700, model_type=model_type, user_symbols=SYMBOLS if with_symbols else ())
+    (root / "trained.model").write_bytes(train_tokenizer([CODE, *PROSE * 3], spec, ["テキスト"] if with_symbols else ()))
     out = root / "out"
     out.mkdir()
     ids = write_tokenizer(root / "trained.model", out)
@@ -57,6 +63,7 @@ def require_same(both: tuple[Tokenizer, PreTrainedTokenizerBase], text: str) -> 
             "a" * 500,
         ),
         *("<s>", "x</s>y", "<unk>", "<0x41>", "if x:\n        return  1\n"),
+        *("<|tool|>", "x<|tool|>y", "<|tool|> <|tool|>", "日本語のテキスト日本の the", "a\n\n\nif x", " " * 77, "=" * 50),
     ],
 )
 def test_a_text_has_the_ids_of_training(both: tuple[Tokenizer, PreTrainedTokenizerBase], text: str) -> None:
@@ -68,7 +75,7 @@ def test_so_have_many_texts(both: tuple[Tokenizer, PreTrainedTokenizerBase]) -> 
     for line in CODE.splitlines(keepends=True):
         require_same(both, line)
     for _ in range(1000):
-        require_same(both, "".join(draw.choices("  ___==\n\t\tabest(){}01é日", k=draw.randint(1, 60))))
+        require_same(both, "".join(draw.choices([*"  ___==\n\t\tabest(){}01é日", *SYMBOLS], k=draw.randint(1, 60))))
 
 
 def test_a_text_begins_with_the_mark_that_documents_began_with(both: tuple[Tokenizer, PreTrainedTokenizerBase]) -> None:
@@ -100,14 +107,23 @@ def test_a_tokenizer_with_a_blank_before_every_text_is_the_same_too(tmp_path: Pa
         require_same(pair, text)
 
 
+def test_a_unigram_model_that_cannot_spell_its_marks_is_refused(tmp_path: Path) -> None:
+    model = sentencepiece_pb2.ModelProto.FromString(train_tokenizer(PROSE, TokenizerSpec(vocab_size=400, model_type="unigram")))
+    next(piece for piece in model.pieces if piece.piece == "<").piece = "≮"
+    (tmp_path / "other.model").write_bytes(model.SerializeToString())
+    with pytest.raises(NotExportable, match="has no pieces for the characters of <s> and <0x0A>"):
+        write_tokenizer(tmp_path / "other.model", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"model_type": "unigram"}, "is no BPE model"),
+        ({"model_type": "char"}, "is neither a BPE nor a unigram model"),
+        ({"model_type": "unigram"}, "is a unigram model whose ties each library breaks in its way"),
         ({"byte_fallback": False}, "has no byte fallback"),
         ({"normalization_rule_name": "nmt_nfkc"}, "normalises text"),
         ({"remove_extra_whitespaces": True}, "removes white space"),
-        ({"user_defined_symbols": ["<tool>"]}, "pieces of its user's own"),
+        ({"user_defined_symbols": ["<tool>"], "add_dummy_prefix": True}, "has symbols of its user's and puts a blank"),
         ({"treat_whitespace_as_suffix": True}, "as a suffix"),
     ],
 )
