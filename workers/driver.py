@@ -65,7 +65,7 @@ def _attempt(order: Order) -> int:
         outcome, code = _run(order, reporter), 0
     except Stopped as stopped:
         outcome, code = stopped.outcome, 0
-    except KeyboardInterrupt:  # what Ray makes of a signal that arrives while it waits in C++
+    except (KeyboardInterrupt, SystemExit):  # what Ray makes of a signal that arrives while it waits in C++
         outcome, code = "cancelled", 0
     except MantaError as error:
         _report_failure(order, reporter, error)
