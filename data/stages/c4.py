@@ -27,8 +27,9 @@ _CHINESE_POLICIES = (
     *("使用条款", "使用條款", "服务条款", "服務條款", "使用cookie"),
 )
 _OPENING = "[\"'“‘«「『《（(\\[¿¡]*"
-_NEXT_SENTENCE = re.compile(rf"[{re.escape(SENTENCE_ENDS)}][{re.escape(CLOSING)}]*\s+(?={_OPENING}\w)")
-_NEXT_CHINESE_SENTENCE = re.compile(rf"[。！？!?]+[{re.escape(CLOSING)}]*\s*(?={_OPENING}\w)")
+# Each run is taken whole, once: an end of which nothing begins must not be tried again from its middle.
+_NEXT_SENTENCE = re.compile(rf"[{re.escape(SENTENCE_ENDS)}][{re.escape(CLOSING)}]*+\s++(?={_OPENING}+\w)")
+_NEXT_CHINESE_SENTENCE = re.compile(rf"(?<![。！？!?])[。！？!?]++[{re.escape(CLOSING)}]*+\s*+(?={_OPENING}+\w)")
 
 
 class ChineseC4(Spec):

@@ -6,6 +6,7 @@ reads UTF-8 as bytes, so no offset needs translation.
 """
 
 import ipaddress
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,24 @@ class _Rule:
     pattern: Any
     check: Callable[[bytes, int, int, bool], int]
     """(text, start, end, whether it is Chinese) of a match to where the find ends; 0: it is none."""
+
+
+class _Taken:
+    """Stretches of text that do not overlap, by their starts: a window may be the whole text, and hold thousands of finds."""
+
+    def __init__(self, finds: list[Find]) -> None:
+        self._starts = [find.start for find in finds]
+        self._ends = [find.end for find in finds]
+
+    def frees(self, start: int, end: int) -> bool:
+        """Whether nothing is taken between the two."""
+        at = bisect_right(self._starts, start)
+        return not (at and self._ends[at - 1] > start) and not (at < len(self._starts) and self._starts[at] < end)
+
+    def add(self, start: int, end: int) -> None:
+        at = bisect_right(self._starts, start)
+        self._starts.insert(at, start)
+        self._ends.insert(at, end)
 
 
 class Finder:
@@ -103,7 +122,7 @@ class Finder:
     def _in_window(self, text: bytes, start: int, border: int, chinese: bool, emails: list[Find]) -> list[Find]:
         """What begins between ``start`` and ``border``."""
         found: list[Find] = []
-        taken, stop = list(emails), min(border + 16, len(text))
+        taken, stop = _Taken(emails), min(border + 16, len(text))
         window = text[start:stop]
         digits = len(window.translate(None, _NO_DIGITS))
         for rule in self._rules:
@@ -114,11 +133,10 @@ class Finder:
                 if match.end() == stop:
                     match = rule.pattern.match(text, match.start())
                 begin, end = match.span()
-                free = not any(begin < find.end and find.start < end for find in taken)
-                end = rule.check(text, begin, end, chinese) if free else 0
+                end = rule.check(text, begin, end, chinese) if taken.frees(begin, end) else 0
                 if end:
                     found.append(Find(begin, end, rule.kind))
-                    taken.append(found[-1])
+                    taken.add(begin, end)
                     at = end
                 else:
                     # A false start must not hide what begins in its middle; but nothing begins inside a run of digits.
