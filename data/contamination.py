@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.aside import Aside
 from data.corpus import Documents
 from data.decontamination.overlaps import Overlaps, ReferenceSet, find_overlaps
 from data.decontamination.spec import DecontaminateSpec
@@ -22,6 +23,7 @@ class Contamination:
     """Of all documents, held-out ones among them."""
     count: StageCount
     figures: tuple[ReferenceFigures, ...]
+    aside: Aside
 
 
 def decontaminate(
@@ -52,7 +54,8 @@ def decontaminate(
             )
     keep = np.ones(len(documents), np.bool_)
     keep[overlaps.number_K] = False
-    return Contamination(keep, _count(documents, overlaps, [each.name for each in sets], len(benchmarks)), figures)
+    aside = _aside(documents, overlaps, sets, len(benchmarks))
+    return Contamination(keep, _count(aside), figures, aside)
 
 
 def _figures(overlaps: Overlaps, number: int, name: str) -> ReferenceFigures:
@@ -67,19 +70,41 @@ def _figures(overlaps: Overlaps, number: int, name: str) -> ReferenceFigures:
     )
 
 
-def _count(documents: Documents, overlaps: Overlaps, names: list[str], benchmarks: int) -> StageCount:
+def _aside(documents: Documents, overlaps: Overlaps, sets: list[ReferenceSet], benchmarks: int) -> Aside:
     """
     Args:
-        names: of the reference sets, of which the first so many are test sets.
+        benchmarks: so many of the sets, the first ones, are test sets.
     """
-    count = StageCount("decontaminate", len(documents), int(documents.bytes_N.sum()))
     set_K = overlaps.set_I[overlaps.item_K]
-    held_out_K = set_K >= benchmarks
-    for reason, mine_K in (("held_out_overlap", held_out_K), ("test_set_overlap", ~held_out_K)):
-        if mine_K.any():
-            count.drops[reason] = int(mine_K.sum())
-            shown = np.flatnonzero(mine_K)[:EXAMPLES]
-            details = [f"{overlaps.share_K[k]:.2f} of {names[set_K[k]]}" for k in shown]
-            examples = documents.examples(overlaps.number_K[shown])
-            count.examples[reason] = [replace(example, detail=d) for example, d in zip(examples, details, strict=True)]
+    first_item_S = np.cumsum([0, *(len(each.numbers) for each in sets)])
+    first_part_S = np.cumsum([0, *(len(each.documents.parts) for each in sets)])
+    part_K, row_K = np.empty_like(set_K), np.empty_like(set_K)
+    for number, each in enumerate(sets):
+        mine = set_K == number
+        items = each.numbers[overlaps.item_K[mine] - first_item_S[number]]
+        part_K[mine] = each.documents.part_N[items] + first_part_S[number]
+        row_K[mine] = each.documents.row_N[items]
+    return Aside(
+        stage="decontaminate",
+        documents=documents,
+        number_K=overlaps.number_K,
+        reasons=("test_set_overlap", "held_out_overlap"),
+        reason_K=(set_K >= benchmarks).astype(np.int64),
+        details=[f"{share:.2f} of {sets[s].name}" for share, s in zip(overlaps.share_K, set_K.tolist(), strict=True)],
+        other_parts=[part for each in sets for part in each.documents.parts],
+        other_part_K=part_K,
+        other_row_K=row_K,
+    )
+
+
+def _count(aside: Aside) -> StageCount:
+    documents = aside.documents
+    count = StageCount(aside.stage, len(documents), int(documents.bytes_N.sum()))
+    for number, reason in enumerate(aside.reasons):
+        mine = np.flatnonzero(aside.reason_K == number)
+        if len(mine):
+            count.drops[reason] = len(mine)
+            shown = mine[:EXAMPLES]
+            examples = zip(documents.examples(aside.number_K[shown]), shown.tolist(), strict=True)
+            count.examples[reason] = [replace(example, detail=aside.details[k]) for example, k in examples]
     return count

@@ -121,6 +121,7 @@ def clean_tasks(data: DataSpec, files: list[list[InputFile]], work: Path) -> Ite
                 max_document_bytes=data.max_document_bytes,
                 drop_bad=data.on_bad_document == "drop",
                 near=None if isinstance(data.deduplicate, ExactSpec) else data.deduplicate,
+                keep_dropped=data.keep_dropped,
             )
             index += 1
 

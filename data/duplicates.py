@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.aside import Aside
 from data.corpus import Documents
 from data.dedup.near import find_pairs
 from data.dedup.spec import DeduplicateSpec, ExactSpec
@@ -51,6 +52,26 @@ class Duplicates:
                 count.drops[reason] = int(dropped.sum())
                 count.examples[reason] = documents.examples(np.flatnonzero(dropped))
         return count
+
+    def aside(self, documents: Documents) -> Aside:
+        """
+        Args:
+            documents: that these are the duplicates among.
+        """
+        number_K = np.flatnonzero(~self.keep)
+        reasons = self.reasons(documents.hash_N)
+        other_K = self.kept_N[number_K]
+        return Aside(
+            stage="deduplicate",
+            documents=documents,
+            number_K=number_K,
+            reasons=tuple(reasons),
+            reason_K=np.argmax([dropped[number_K] for dropped in reasons.values()], axis=0),
+            details=[],
+            other_parts=documents.parts,
+            other_part_K=documents.part_N[other_K],
+            other_row_K=documents.row_N[other_K],
+        )
 
 
 def near_pairs(

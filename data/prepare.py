@@ -20,7 +20,7 @@ import numpy as np
 import sentencepiece
 import xxhash
 
-from data import stdlib
+from data import dropped, stdlib
 from data.corpus import Corpus, cells, clean_tasks
 from data.dataset import PackedDataset
 from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
@@ -188,7 +188,8 @@ def _documents(
         on_progress(Progress("documents", done, total, "bytes"))
     ordered = [results[task.index] for task in tasks]
     return make_corpus(
-        *(data, tasks, ordered, benchmarks, work, executor), lambda: on_progress(Progress("documents", done, total, "bytes"))
+        *(data, tasks, ordered, benchmarks, work, work.parent / dropped.FOLDER, executor),
+        lambda: on_progress(Progress("documents", done, total, "bytes")),
     )
 
 

@@ -84,6 +84,9 @@ class DataSpec(Spec):
     """Share of documents, by hash of the text of their cluster, that training never sees."""
     decontaminate: Annotated[DecontaminateSpec | None, BeforeValidator(given_decontaminate)] = None
     """Training documents that overlap the held-out split or named test sets go: ``true``, or settings; ``none`` keeps all."""
+    keep_dropped: bool = False
+    """Dropped documents are kept aside in the prepared data set, as Parquet in ``dropped/``, with the step, the reason and the
+    figure that decided. Of one that was dropped for its personal data neither the text nor the address is kept."""
     shard_documents: int = Field(default=512, ge=1)
     """Documents in one unit of work; part of the prepared data's identity."""
     seed: Seed = 0

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data.aside import keep_aside
 from data.contamination import decontaminate
 from data.corpus import Corpus, Documents, cells
 from data.decontamination.overlaps import ReferenceSet
+from data.dropped import gather_dropped
 from data.duplicates import Duplicates, find_duplicates, near_pairs
 from data.errors import NotEnoughData
 from data.executors import Executor
@@ -27,6 +29,7 @@ def make_corpus(
     results: list[CleanResult],
     benchmarks: list[ReferenceSet],
     folder: Path,
+    dropped: Path,
     executor: Executor,
     pulse: Callable[[], None],
 ) -> Corpus:
@@ -35,6 +38,7 @@ def make_corpus(
         results: of the tasks, in their order.
         benchmarks: test sets that training documents must not overlap.
         folder: for what further tasks write; the same input goes on with what is there.
+        dropped: where documents are kept aside, if they are.
         pulse: called after each of them; what it raises ends the work.
 
     Raises:
@@ -52,10 +56,11 @@ def make_corpus(
     held_out_N = held_out(cluster_hash_N, kept.cell_N, data.held_out_fraction, data.seed)
     funnel = (*funnel_of(data, results), duplicates.count(cleaned))
     figures: tuple[ReferenceFigures, ...] = ()
+    asides = [duplicates.aside(cleaned)]
     if data.decontaminate is not None:
         found = decontaminate(data.decontaminate, benchmarks, kept, held_out_N, folder / "overlaps", executor, pulse)
         _require_training(data, kept.cell_N[~held_out_N], kept.cell_N[found.keep & ~held_out_N])
-        funnel, figures = (*funnel, found.count), found.figures
+        funnel, figures, asides = (*funnel, found.count), found.figures, [*asides, found.aside]
         kept, cluster_hash_N, held_out_N = kept.take(found.keep), cluster_hash_N[found.keep], held_out_N[found.keep]
     corpus = Corpus(
         parts=kept.parts,
@@ -74,6 +79,9 @@ def make_corpus(
         languages=languages_of(results),
     )
     _require_documents(data, corpus)
+    if data.keep_dropped:
+        gather_dropped(cleaned.parts, dropped)
+        keep_aside(asides, [task.source.domain for task in tasks], dropped, executor, pulse)
     return corpus
 
 

@@ -6,7 +6,7 @@ makes a repeated task free; a stopped preparation goes on where it was.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -22,6 +22,7 @@ from data.dedup.shingles import shingle_hashes
 from data.dedup.signatures import make_method, signature_path
 from data.dedup.spec import NearSpec
 from data.documents import Bad, Document
+from data.dropped import dropped_beside, dropped_writer
 from data.errors import DocumentError, MantaError, SourceError
 from data.files import U64, atomic, write_atomically
 from data.manifest import ShardInfo, Split
@@ -30,7 +31,7 @@ from data.selection import Ints, text_hash
 from data.shards import write_shard
 from data.sources import InputFile, read_file, require_unchanged
 from data.spec import SourceSpec
-from data.stages.base import Drop, Stage, StageCount, clean
+from data.stages.base import Drop, OnDrop, Stage, StageCount, clean
 from data.stages.registry import StageSpec, make_stage
 from data.tokenizer import BYTE, UNKNOWN, Tokenizer
 
@@ -74,6 +75,8 @@ class CleanTask:
     drop_bad: bool
     near: NearSpec | None = None
     """How near duplicates are found: signatures are written beside the part."""
+    keep_dropped: bool = False
+    """Whether dropped documents are written beside the part too."""
 
     @property
     def bytes(self) -> int:
@@ -150,19 +153,25 @@ def clean_files(task: CleanTask) -> CleanResult:
     sources = StageCount("sources")
     counts = tuple(StageCount(spec.stage) for spec in task.stages)
 
-    def documents() -> Iterator[Document]:
+    def documents(on_drop: OnDrop | None) -> Iterator[Document]:
         for item in _read(task):
             sources.documents += 1
             if isinstance(item, Document):
                 sources.bytes += len(item.text.encode())
                 yield item
             elif task.drop_bad or item.tolerated:
-                sources.drop(Drop(item.reason, item.detail), Document("", "", task.source.language, task.source.domain))
+                nothing = Document("", "", task.source.language, task.source.domain)
+                sources.drop(Drop(item.reason, item.detail), nothing)
+                if on_drop is not None:
+                    on_drop(sources.stage, Drop(item.reason, item.detail), nothing)
             else:
                 raise _Stop(Failure(item.detail, _pointer(task, item.field), document=True))
 
+    aside = dropped_writer(dropped_beside(task.part)) if task.keep_dropped else nullcontext()
     try:
-        languages = _write_part(task.part, clean(documents(), _stages(task.stages), counts), task.near)
+        with aside as on_drop:
+            cleaned = clean(documents(on_drop), _stages(task.stages), counts, on_drop)
+            languages = _write_part(task.part, cleaned, task.near)
     except _Stop as stop:
         return CleanResult(task.index, failure=stop.failure)
     result = CleanResult(task.index, sources, counts, languages)

@@ -5,7 +5,7 @@ by everybody who reads job specs) and its class (whatever that needs is imported
 ``data/stages/registry.py``.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,10 @@ class Drop:
     """The figure that decided: ``11.2``."""
     confidential: bool = False
     """The text is not to be shown as an example."""
+
+
+OnDrop = Callable[[str, Drop, Document], None]
+"""Takes what a stage of some name dropped."""
 
 
 class Stage(Protocol):
@@ -71,7 +75,9 @@ class StageCount:
             mine.extend(examples[: EXAMPLES - len(mine)])
 
 
-def clean(documents: Iterable[Document], stages: Sequence[Stage], counts: Sequence[StageCount]) -> Iterator[Document]:
+def clean(
+    documents: Iterable[Document], stages: Sequence[Stage], counts: Sequence[StageCount], on_drop: OnDrop | None = None
+) -> Iterator[Document]:
     """Each document through every stage in turn; ``counts``, one a stage, take in what came and what fell out."""
     for document in documents:
         for stage, count in zip(stages, counts, strict=True):
@@ -80,6 +86,8 @@ def clean(documents: Iterable[Document], stages: Sequence[Stage], counts: Sequen
             outcome = stage(document)
             if isinstance(outcome, Drop):
                 count.drop(outcome, document)
+                if on_drop is not None:
+                    on_drop(count.stage, outcome, document)
                 break
             document = outcome
         else:

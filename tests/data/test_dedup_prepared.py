@@ -68,7 +68,7 @@ def test_clusters_that_are_kept_are_on_one_side_of_the_split(tmp_path: Path) -> 
     spec = data_spec(path, deduplicate={"method": "minhash", "keep": "all"}, held_out_fraction=0.4)
     tasks = list(clean_tasks(spec, [list_files(spec.sources[0], "", lambda: None)], tmp_path / "work"))
     results = list(map(clean_files, tasks))
-    corpus = make_corpus(spec, tasks, results, [], tmp_path / "work", SerialExecutor(), lambda: None)
+    corpus = make_corpus(spec, tasks, results, [], tmp_path / "work", tmp_path / "dropped", SerialExecutor(), lambda: None)
     cleaned = Documents.of_parts([task.part for task in tasks], np.array([0]))
     pairs = list(near_pairs(spec.deduplicate, cleaned, tmp_path / "work" / "near", SerialExecutor(), lambda: None))
     everything = [text for task in tasks for text in read_texts(task.part, tuple(range(80)))]
