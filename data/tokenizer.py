@@ -12,6 +12,7 @@ import numpy.typing as npt
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_pb2
 
+from data.encoding import Ids, WordEncoder, has_borders
 from data.errors import NotEnoughData, SourceError
 from data.lexicon import Matcher, needs_symbol
 from data.spec import FIXED_PIECES, SYMBOL_SPACE, TokenizerSpec
@@ -28,8 +29,6 @@ _POINTER = "/tokenizer"
 # ``TrainerSpec.ModelType`` and ``ModelProto.SentencePiece.Type``
 _UNIGRAM, _USER_DEFINED = 1, 4
 
-Ids = npt.NDArray[np.int32]
-
 ORDINARY, UNKNOWN, BYTE = range(3)
 
 
@@ -40,6 +39,7 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._symbols = _symbols_to_cut_out(model)
         self._matcher = Matcher(self._symbols) if self._symbols else None
+        self._by_words = WordEncoder(self._processor) if has_borders(model) else None
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
@@ -101,6 +101,8 @@ class Tokenizer:
         return [self._encode_between_symbols(text, self._matcher) for text in texts]
 
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
+        if self._by_words is not None:
+            return self._by_words(texts)
         ids: list[Ids] = self._processor.encode(list(texts), num_threads=1, return_type="numpy")
         return ids
 
