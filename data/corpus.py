@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.cleaned import part_name
 from data.dedup.spec import ExactSpec
-from data.files import U64
+from data.files import U64, key64
 from data.funnel import Funnel, drops_of
 from data.report import Amount, ReferenceFigures
 from data.selection import Ints, Mask
@@ -107,26 +108,32 @@ class Corpus(Documents):
         return drops_of(self.funnel)
 
 
-def clean_tasks(data: DataSpec, files: list[list[InputFile]], work: Path) -> Iterator[CleanTask]:
+def clean_tasks(data: DataSpec, files: list[list[InputFile]], folder: Path) -> Iterator[CleanTask]:
+    """
+    Args:
+        folder: for the parts, whose names say what is in them.
+    """
     index = 0
+    near = None if isinstance(data.deduplicate, ExactSpec) else data.deduplicate
     for number, (source, of_source) in enumerate(zip(data.sources, files, strict=True)):
         for group in _grouped(of_source, data.shard_documents):
             yield CleanTask(
                 index=index,
-                part=work / f"documents-{index:06}.arrow",
+                part=folder / part_name(data, source, group, near),
                 files=tuple(group),
                 source=source,
                 pointer=f"/data_pipeline/sources/{number}",
                 stages=data.stages,
                 max_document_bytes=data.max_document_bytes,
                 drop_bad=data.on_bad_document == "drop",
-                near=None if isinstance(data.deduplicate, ExactSpec) else data.deduplicate,
+                near=near,
                 keep_dropped=data.keep_dropped,
             )
             index += 1
 
 
 def _grouped(files: list[InputFile], most: int) -> Iterator[list[InputFile]]:
+    """Most groups end at a file that always ends one: a file more or less changes the group that it is in and no other."""
     group: list[InputFile] = []
     size = 0
     for file in files:
@@ -135,8 +142,16 @@ def _grouped(files: list[InputFile], most: int) -> Iterator[list[InputFile]]:
             group, size = [], 0
         group.append(file)
         size += file.size
+        if _ends_group(file, most):
+            yield group
+            group, size = [], 0
     if group:
         yield group
+
+
+def _ends_group(file: InputFile, most: int) -> bool:
+    """By the hash of its path, about twice in as many bytes, or files, as a group may have."""
+    return int(key64(file.path)) < 2**64 * max(2 * file.size / _TASK_BYTES, 2 / most)
 
 
 def cells(data: DataSpec) -> dict[tuple[str, str], float]:

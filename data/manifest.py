@@ -10,6 +10,7 @@ from data.errors import NotEnoughData, ShardError
 FILE_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.model"
 REPORT_NAME = "report.json"
+INPUTS_NAME = "inputs.json"
 FORMAT = 5
 """Part of every data set's identity; raise it when the same input no longer gives the same bytes."""
 
@@ -103,6 +104,8 @@ class Manifest(Record):
     segments: tuple[Segment, ...]
     shards: tuple[ShardInfo, ...]
     input_files: int
+    inputs_checksum: str = ""
+    """Of ``inputs.json``."""
     input_bytes: int
     documents_read: int
     drops: dict[str, int]

@@ -7,10 +7,8 @@ and then uses the first one's, and one that was killed goes on where it stopped.
 
 import json
 import logging
-import platform
 import shutil
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +18,9 @@ import numpy as np
 import sentencepiece
 import xxhash
 
-from data import dropped, stdlib
+from data import dropped
+from data.cleaned import FOLDER as CLEANED
+from data.cleaned import claim, tidy
 from data.corpus import Corpus, cells, clean_tasks
 from data.dataset import PackedDataset
 from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
@@ -29,16 +29,30 @@ from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
 from data.lexicon import read_lexicon
 from data.locks import locked
-from data.manifest import FILE_NAME, FORMAT, REPORT_NAME, SPLITS, TOKENIZER_NAME, Cell, Count, Manifest, Segment, ShardInfo
+from data.manifest import (
+    FILE_NAME,
+    FORMAT,
+    INPUTS_NAME,
+    REPORT_NAME,
+    SPLITS,
+    TOKENIZER_NAME,
+    Cell,
+    Count,
+    Manifest,
+    Segment,
+    ShardInfo,
+)
 from data.ngrams import held_out_losses
+from data.provenance import inputs_of, licences_of
 from data.selection import Ints, sample
 from data.sources import InputFile, list_files
+from data.sources.listing import versions as input_versions
 from data.spec import DataSpec, TokenizerSpec
 from data.split import make_corpus
 from data.stages.libraries import LibraryMissing
 from data.stages.registry import make_stage
 from data.summary import summarise
-from data.tasks import CleanResult, PackResult, PackTask, clean_files, pack_documents, read_texts
+from data.tasks import CleanResult, CleanTask, PackResult, PackTask, clean_files, pack_documents, read_texts
 from data.tokenizer import Tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -105,7 +119,10 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             _report_reuse(prepared.manifest, on_progress)
             return prepared
         try:
-            corpus = _documents(data, files, test_files, work / _SCRATCH, executor, on_progress)
+            tasks = list(clean_tasks(data, files, root / CLEANED))
+            work.mkdir(parents=True, exist_ok=True)
+            claim(root, identity, [task.part for task in tasks], pulse)
+            corpus, cleaned = _documents(data, tasks, test_files, work / _SCRATCH, executor, on_progress)
             model = _tokenizer(tokenizer, lexicon, data, corpus, work, on_progress)
         except MantaError:
             # The same input will never do; what is mended has another identity. (Storage that fails raises OSError.)
@@ -114,9 +131,10 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
         packed = _shards(data, corpus, work, executor, on_progress)
         shards = tuple(result.shard for result in packed)
         manifest = _manifest(identity, data, corpus, shards, files, model, work)
-        manifest = _reported(corpus, manifest, packed, work)
+        manifest = _reported(tasks, cleaned, corpus, manifest, packed, work)
         write_atomically(work / FILE_NAME, manifest.model_dump_json(indent=1).encode())
         _commit(work, final)
+        tidy(root, pulse)
     return Prepared(final, False, manifest)
 
 
@@ -145,9 +163,8 @@ def _require_libraries(data: DataSpec) -> None:
 def _identity(data: DataSpec, tokenizer: TokenizerSpec, files: list[list[InputFile]], lexicon: Sequence[str]) -> str:
     """Hash of everything that decides the bytes: specs, inputs, and the versions of what turns one into the other."""
     digest = xxhash.xxh3_128()
-    versions = {"format": FORMAT, "unicode": unicodedata.unidata_version, "sentencepiece": sentencepiece.__version__}
-    if any(source.path.startswith(stdlib.PREFIX) for source in data.sources):
-        versions["python"] = platform.python_version()
+    versions = {"format": FORMAT, "sentencepiece": sentencepiece.__version__}
+    versions |= input_versions(file for of_source in files for file in of_source)
     if tokenizer.path is not None:
         Tokenizer.load(tokenizer.path)
         versions["tokenizer"] = checksum(Path(tokenizer.path))
@@ -168,14 +185,14 @@ def _report_reuse(manifest: Manifest, on_progress: OnProgress) -> None:
 
 def _documents(
     data: DataSpec,
-    files: list[list[InputFile]],
+    tasks: list[CleanTask],
     test_files: list[list[InputFile]],
     work: Path,
     executor: Executor,
     on_progress: OnProgress,
-) -> Corpus:
+) -> tuple[Corpus, list[CleanResult]]:
+    """With the results of the tasks, in their order."""
     benchmarks = read_benchmarks(data, test_files, work, executor, _pulse(on_progress))
-    tasks = list(clean_tasks(data, files, work))
     total = sum(task.bytes for task in tasks)
     done = 0
     on_progress(Progress("documents", done, total, "bytes"))
@@ -187,10 +204,12 @@ def _documents(
         done += tasks[result.index].bytes
         on_progress(Progress("documents", done, total, "bytes"))
     ordered = [results[task.index] for task in tasks]
-    return make_corpus(
+    corpus = make_corpus(
         *(data, tasks, ordered, benchmarks, work, work.parent / dropped.FOLDER, executor),
         lambda: on_progress(Progress("documents", done, total, "bytes")),
     )
+
+    return corpus, ordered
 
 
 def _tokenizer(
@@ -320,11 +339,21 @@ def _manifest(
     return draft.model_copy(update={"unigram_loss": unigram, "bigram_loss": bigram})
 
 
-def _reported(corpus: Corpus, manifest: Manifest, packed: list[PackResult], work: Path) -> Manifest:
-    """Writes the report; the manifest with its checksum."""
-    path = work / REPORT_NAME
-    write_atomically(path, summarise(corpus, manifest, packed).model_dump_json(indent=1).encode())
-    return manifest.model_copy(update={"report_checksum": checksum(path)})
+def _reported(
+    tasks: list[CleanTask],
+    cleaned: list[CleanResult],
+    corpus: Corpus,
+    manifest: Manifest,
+    packed: list[PackResult],
+    work: Path,
+) -> Manifest:
+    """Writes the report and the list of inputs; the manifest with their checksums."""
+    report = summarise(corpus, manifest, packed, licences_of(tasks, cleaned, corpus))
+    checksums = {}
+    for name, record in ((REPORT_NAME, report), (INPUTS_NAME, inputs_of(tasks, cleaned))):
+        write_atomically(work / name, record.model_dump_json(indent=1).encode())
+        checksums[name] = checksum(work / name)
+    return manifest.model_copy(update={"report_checksum": checksums[REPORT_NAME], "inputs_checksum": checksums[INPUTS_NAME]})
 
 
 def _count(shards: Iterable[ShardInfo]) -> Count:

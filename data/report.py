@@ -157,6 +157,17 @@ class Report(Record):
     """Identity of the data set."""
     steps: tuple[Step, ...]
     kept: Amount
+class LicenceFlow(Record):
+    """The text under one licence, as its sources state it."""
+
+    licence: str | None
+    """None: no source of it says."""
+    sources: tuple[str, ...]
+    """Their paths."""
+    read: Amount
+    kept: Amount
+
+
     """What is left at the end."""
     cells: tuple[CellFlow, ...]
     languages_found: dict[str, Amount]
@@ -165,6 +176,7 @@ class Report(Record):
     duplicate_clusters: Histogram
     """Sizes of the groups of documents of which one was kept; bin 0 is empty."""
     largest_cluster: int = 0
+    licences: tuple[LicenceFlow, ...] = ()
     """Documents in the largest of these groups."""
     decontamination: tuple[ReferenceFigures, ...] = ()
     """Empty where it is off."""

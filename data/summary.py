@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from data.corpus import Corpus
 from data.manifest import Manifest
-from data.report import Amount, CellFlow, Example, Histogram, LanguageTokens, Report, Step, TextFigures
+from data.report import Amount, CellFlow, Example, Histogram, LanguageTokens, LicenceFlow, Report, Step, TextFigures
 from data.stages.base import StageCount
 from data.tasks import PackResult
 
 
-def summarise(corpus: Corpus, manifest: Manifest, packed: Sequence[PackResult]) -> Report:
+def summarise(corpus: Corpus, manifest: Manifest, packed: Sequence[PackResult], licences: Sequence[LicenceFlow] = ()) -> Report:
     """
     Args:
         packed: of all shards, in any order.
@@ -34,6 +34,7 @@ def summarise(corpus: Corpus, manifest: Manifest, packed: Sequence[PackResult]) 
             )
             for number, cell in enumerate(manifest.cells)
         ),
+        licences=tuple(licences),
         languages_found=corpus.languages,
         duplicate_clusters=Histogram.of(corpus.cluster_sizes.tolist()),
         largest_cluster=int(corpus.cluster_sizes.max(initial=0)),

@@ -7,7 +7,7 @@ makes a repeated task free; a stopped preparation goes on where it was.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -92,6 +92,8 @@ class CleanResult:
     languages: dict[str, Amount] = field(default_factory=dict)
     """What is left, by the language that the last stage left it in."""
     failure: Failure | None = None
+    read: tuple[int, ...] = ()
+    """Documents, broken ones among them, of each file."""
 
     @property
     def kept(self) -> int:
@@ -149,12 +151,14 @@ def clean_files(task: CleanTask) -> CleanResult:
     """
     marker = task.part.with_suffix(".json")
     if marker.is_file():
-        return _CLEAN_RESULT.validate_json(marker.read_bytes())
+        return replace(_CLEAN_RESULT.validate_json(marker.read_bytes()), index=task.index)
     sources = StageCount("sources")
     counts = tuple(StageCount(spec.stage) for spec in task.stages)
+    read = [0] * len(task.files)
 
     def documents(on_drop: OnDrop | None) -> Iterator[Document]:
-        for item in _read(task):
+        for number, item in _read(task):
+            read[number] += 1
             sources.documents += 1
             if isinstance(item, Document):
                 sources.bytes += len(item.text.encode())
@@ -174,7 +178,7 @@ def clean_files(task: CleanTask) -> CleanResult:
             languages = _write_part(task.part, cleaned, task.near)
     except _Stop as stop:
         return CleanResult(task.index, failure=stop.failure)
-    result = CleanResult(task.index, sources, counts, languages)
+    result = CleanResult(task.index, sources, counts, languages, tuple(read))
     write_atomically(marker, _CLEAN_RESULT.dump_json(result))
     return result
 
@@ -189,10 +193,12 @@ def _stages_of(specs: bytes) -> tuple[Stage, ...]:
     return tuple(make_stage(spec) for spec in _STAGES.validate_json(specs))
 
 
-def _read(task: CleanTask) -> Iterator[Document | Bad]:
-    for file in task.files:
+def _read(task: CleanTask) -> Iterator[tuple[int, Document | Bad]]:
+    """With the number of the file."""
+    for number, file in enumerate(task.files):
         try:
-            yield from read_file(file, task.source, task.max_document_bytes)
+            for item in read_file(file, task.source, task.max_document_bytes):
+                yield number, item
             require_unchanged(file)
         except SourceError as error:
             raise _Stop(Failure(error.detail, _pointer(task, "path"), document=False)) from error

@@ -1,8 +1,11 @@
 """From a source's path to its files."""
 
 import glob
-from collections.abc import Callable
+import platform
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import fsspec
@@ -11,7 +14,7 @@ from data import stdlib
 from data.errors import SourceError
 from data.files import checksum
 from data.sources.streams import COMPRESSED
-from data.sources.web import is_web, require_web
+from data.sources.web import WEB_LIBRARIES, is_web, require_web
 from data.spec import SourceSpec
 
 FORMATS = (".txt", ".py", ".jsonl", ".html", ".htm", ".warc")
@@ -106,6 +109,17 @@ def _list_remote(path: str, at: str, pulse: Callable[[], None]) -> list[InputFil
         raise SourceError(f"{path} does not exist", pointer=at) from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error}", pointer=at) from error
+
+
+def versions(files: Iterable[InputFile]) -> dict[str, str]:
+    """Of what turns these files into documents, beside Manta itself."""
+    paths = [file.path for file in files]
+    found = {"unicode": unicodedata.unidata_version}
+    if any(path.startswith(stdlib.PREFIX) for path in paths):
+        found["python"] = platform.python_version()
+    if any(is_web(path) for path in paths):
+        found |= {name: metadata.version(name) for name in WEB_LIBRARIES}
+    return found
 
 
 def require_unchanged(file: InputFile) -> None:

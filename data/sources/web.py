@@ -20,6 +20,7 @@ from data.stages.libraries import LibraryMissing
 if TYPE_CHECKING:
     from fastwarc.warc import WarcRecord
 
+WEB_LIBRARIES = ("fastwarc", "resiliparse")
 _HTML = ("text/html", "application/xhtml+xml")
 _WEB = re.compile(r"\.(?:html?|warc)(?:\.gz|\.zst)?$")
 _HTTP_HEADER_BYTES = 64 * 1024
@@ -38,7 +39,7 @@ def require_web(at: str) -> None:
         LibraryMissing: this machine cannot read web pages.
     """
     try:
-        for name in ("fastwarc", "resiliparse"):
+        for name in WEB_LIBRARIES:
             importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise LibraryMissing(f"HTML and WARC need {error.name}: pip install -e '.[data]'", pointer=at) from error

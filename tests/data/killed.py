@@ -78,7 +78,7 @@ def _count_steps(write: int, kill_at: int | None) -> None:
 def _one_of_each_kind(steps: list[str]) -> list[int]:
     chosen: dict[str, list[int]] = {}
     for number, step in enumerate(steps, 1):
-        chosen.setdefault(re.sub(r"[\d-]+|train|held_out", "", step), []).append(number)
+        chosen.setdefault(re.sub(r"[\da-f]{32}|[\d-]+|train|held_out", "", step), []).append(number)
     return [numbers[:2][-1] for step, numbers in chosen.items() if not step.startswith("error")]
 
 

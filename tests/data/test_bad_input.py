@@ -165,7 +165,7 @@ def test_a_bad_document_stops_the_work_or_is_counted(
         preparation(data_spec(*sources, max_document_bytes=4500))
     assert message in raised.value.detail
     assert raised.value.pointer == f"/data_pipeline/{field}"
-    assert not any(left.is_dir() for left in (tmp_path / "prepared").iterdir())
+    assert not any(left.is_dir() for left in (tmp_path / "prepared").glob("[!.]*"))
 
     manifest = preparation(data_spec(*sources, max_document_bytes=4500, on_bad_document="drop")).manifest
     assert manifest.drops[reason] == 1

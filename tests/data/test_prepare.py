@@ -155,7 +155,7 @@ def test_a_stopped_preparation_leaves_no_data_set_and_is_finished_by_the_next(
 def test_what_was_done_before_a_stop_is_not_done_again(spec: DataSpec, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         prepared_in(tmp_path / "a", spec, StopAfter(1))
-    [part] = (tmp_path / "a").glob("*/scratch/documents-*.arrow")
+    [part] = (tmp_path / "a").glob(".cleaned/documents-*.arrow")
     before = part.stat().st_mtime_ns
     with pytest.raises(KeyboardInterrupt):
         prepared_in(tmp_path / "a", spec, StopAfter(2))
@@ -178,7 +178,7 @@ def test_storage_that_fails_is_no_users_error_and_costs_only_what_it_hit(
         with pytest.raises(type(error)) as raised:
             prepared_in(tmp_path / "a", spec, SerialExecutor())
     assert raised.value is error
-    [part] = (tmp_path / "a").glob("*/scratch/documents-*.arrow")
+    [part] = (tmp_path / "a").glob(".cleaned/documents-*.arrow")
     before = part.stat().st_mtime_ns
     with pytest.raises(KeyboardInterrupt):
         prepared_in(tmp_path / "a", spec, StopAfter(2))
@@ -203,7 +203,7 @@ def test_a_file_that_changes_under_the_reader_is_named(spec: DataSpec, tmp_path:
     with pytest.raises(SourceError, match=r"en/2\.jsonl changed while it was read") as raised:
         prepared_in(tmp_path / "a", spec, changed)
     assert raised.value.pointer == "/data_pipeline/sources/0/path"
-    assert not any(left.is_dir() for left in (tmp_path / "a").iterdir())
+    assert not any(left.is_dir() for left in (tmp_path / "a").glob("[!.]*"))
 
 
 def test_a_file_that_is_only_touched_is_the_same(spec: DataSpec, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_job_of_data_alone_is_stopped_between_two_tasks_and_goes_on(
     with pytest.raises(Stopped) as stopped:
         _prepare(_data_order(tmp_path, spec), None, Stops())
     assert stopped.value.outcome == outcome
-    [part] = (tmp_path / "prepared").glob("*/scratch/documents-*.arrow")
+    [part] = (tmp_path / "prepared").glob(".cleaned/documents-*.arrow")
     before = part.stat().st_mtime_ns
     with pytest.raises(Stopped):
         _prepare(_data_order(tmp_path, spec, 2), None, Stops())

@@ -1,0 +1,74 @@
+"""Cleaned parts outlive the preparation that made them: the next one that reads the same files in the same way takes them.
+
+They lie in ``.cleaned`` beside the prepared data sets, each under the hash of what decides its bytes. A preparation claims its
+parts before it makes any; when one is over, what no data set or unfinished preparation claims is removed. Whoever wants the
+space may delete the folder when nothing is being prepared.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import xxhash
+from pydantic import TypeAdapter
+
+from data.dedup.spec import NearSpec
+from data.files import TEMPORARY_PREFIX, write_atomically
+from data.locks import locked
+from data.manifest import FORMAT
+from data.sources import InputFile
+from data.sources.listing import versions
+from data.spec import DataSpec, SourceSpec
+from data.stages.registry import StageSpec
+
+FOLDER = ".cleaned"
+_CLAIMS = "claims"
+_SETTINGS: TypeAdapter[tuple[StageSpec, ...]] = TypeAdapter(tuple[StageSpec, ...])
+_NEAR: TypeAdapter[NearSpec | None] = TypeAdapter(NearSpec | None)
+
+
+def part_name(data: DataSpec, source: SourceSpec, files: Sequence[InputFile], near: NearSpec | None) -> str:
+    """``documents-<hash of everything that decides what is in it>.arrow``."""
+    stdlib_kind = source.path if files[0].path.startswith("stdlib:") else None
+    settings = [
+        FORMAT,
+        versions(files),
+        stdlib_kind,
+        source.model_dump(mode="json", exclude={"path", "weight", "licence"}),
+        _SETTINGS.dump_python(data.stages, mode="json"),
+        _NEAR.dump_python(near, mode="json"),
+        data.max_document_bytes,
+        data.on_bad_document,
+        data.keep_dropped,
+        data.keep_dropped,
+        [[file.path, file.size, file.digest] for file in files],
+    ]
+    return f"documents-{xxhash.xxh3_128_hexdigest(json.dumps(settings).encode())}.arrow"
+
+
+def claim(root: Path, identity: str, parts: Iterable[Path], pulse: Callable[[], None]) -> None:
+    """Keeps parts, made or not, as long as the data set of that identity or its unfinished preparation is there."""
+    with locked(root / f"{FOLDER}.lock", pulse):
+        write_atomically(root / FOLDER / _CLAIMS / identity, json.dumps(sorted({part.stem for part in parts})).encode())
+
+
+def tidy(root: Path, pulse: Callable[[], None]) -> None:
+    """Removes the parts that nobody claims."""
+    folder = root / FOLDER
+    with locked(root / f"{FOLDER}.lock", pulse):
+        claimed: set[str] = set()
+        for path in (folder / _CLAIMS).iterdir():
+            if (root / path.name).is_dir() or (root / f"{path.name}.partial").is_dir():
+                claimed.update(json.loads(path.read_bytes()))
+            else:
+                path.unlink(missing_ok=True)
+        unclaimed = [path for path in folder.iterdir() if path.is_file() and _part_of(path) not in claimed]
+        # Markers first: a part without one is made again.
+        for path in sorted(unclaimed, key=lambda path: path.suffix != ".json"):
+            path.unlink(missing_ok=True)
+
+
+def _part_of(path: Path) -> str:
+    """The stem of the part that a file belongs to, or is to become."""
+    name = path.name.removeprefix(TEMPORARY_PREFIX)
+    return name.partition(".")[0]
