@@ -100,12 +100,12 @@ class Manifest(Record):
     tokenizer_checksum: str
     report_checksum: str = ""
     """Of ``report.json``."""
+    inputs_checksum: str = ""
+    """Of ``inputs.json``."""
     cells: tuple[Cell, ...]
     segments: tuple[Segment, ...]
     shards: tuple[ShardInfo, ...]
     input_files: int
-    inputs_checksum: str = ""
-    """Of ``inputs.json``."""
     input_bytes: int
     documents_read: int
     drops: dict[str, int]

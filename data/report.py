@@ -151,12 +151,6 @@ class CellFlow(Record):
         return f"{self.language}/{self.domain}"
 
 
-class Report(Record):
-    format: int = FORMAT
-    hash: str
-    """Identity of the data set."""
-    steps: tuple[Step, ...]
-    kept: Amount
 class LicenceFlow(Record):
     """The text under one licence, as its sources state it."""
 
@@ -168,15 +162,21 @@ class LicenceFlow(Record):
     kept: Amount
 
 
+class Report(Record):
+    format: int = FORMAT
+    hash: str
+    """Identity of the data set."""
+    steps: tuple[Step, ...]
+    kept: Amount
     """What is left at the end."""
     cells: tuple[CellFlow, ...]
+    licences: tuple[LicenceFlow, ...] = ()
     languages_found: dict[str, Amount]
     """By the language that documents were in behind the last stage: as found where a stage ``language`` assigned it, as stated
     by their sources otherwise. Before duplicates were dropped."""
     duplicate_clusters: Histogram
     """Sizes of the groups of documents of which one was kept; bin 0 is empty."""
     largest_cluster: int = 0
-    licences: tuple[LicenceFlow, ...] = ()
     """Documents in the largest of these groups."""
     decontamination: tuple[ReferenceFigures, ...] = ()
     """Empty where it is off."""

@@ -28,9 +28,9 @@ class SourceSpec(Spec):
     """The field that holds the address where a document was found, for rules about addresses. A document may lack it."""
     language: str = "en"
     domain: str = "web"
-    weight: Weight = 1.0
     licence: str | None = None
     """Under which the text may be used, such as an SPDX id (``CC-BY-SA-4.0``). The report adds up the text under each."""
+    weight: Weight = 1.0
     """What this source adds to the share of its (language, domain) cell in every global batch, relative to the other cells.
     Sources of one cell add their weights up; within the cell they are mixed by the size of their text."""
 
