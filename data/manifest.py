@@ -95,6 +95,8 @@ class Manifest(Record):
     document_alignment: int = 1
     """Pieces begin at multiples of this many tokens in their row."""
     vocab_size: int
+    vocab_size_asked: int | None = None
+    """What the tokenizer was trained for: its sample may have held fewer pieces. None: an existing one was taken."""
     bos_id: int
     eos_id: int
     tokenizer_checksum: str

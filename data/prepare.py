@@ -130,7 +130,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             raise
         packed = _shards(data, corpus, work, executor, on_progress)
         shards = tuple(result.shard for result in packed)
-        manifest = _manifest(identity, data, corpus, shards, files, model, work)
+        manifest = _manifest(identity, data, tokenizer, corpus, shards, files, model, work)
         manifest = _reported(tasks, cleaned, corpus, manifest, packed, work)
         write_atomically(work / FILE_NAME, manifest.model_dump_json(indent=1).encode())
         _commit(work, final)
@@ -290,6 +290,7 @@ def _portions(members: Ints, bytes_N: Ints, most: int) -> Iterator[Ints]:
 def _manifest(
     identity: str,
     data: DataSpec,
+    asked: TokenizerSpec,
     corpus: Corpus,
     shards: tuple[ShardInfo, ...],
     files: list[list[InputFile]],
@@ -302,6 +303,7 @@ def _manifest(
         chain_segments=data.chain_segments,
         document_alignment=data.document_alignment,
         vocab_size=tokenizer.vocab_size,
+        vocab_size_asked=asked.vocab_size if asked.path is None else None,
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         tokenizer_checksum=checksum(work / TOKENIZER_NAME),

@@ -4,7 +4,7 @@ It is written before the manifest, which carries its checksum. Everything in it 
 carried them out. ``data/summary.py`` makes it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -13,7 +13,7 @@ from data.errors import ShardError
 from data.files import checksum
 from data.manifest import REPORT_NAME, Count, Manifest, Record
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Amount(Record):
@@ -96,9 +96,11 @@ class TextFigures(Record):
 
 
 class LanguageTokens(Record):
-    """The tokenizer's figures over the documents of one language, training and held-out."""
+    """The tokenizer's figures over the documents of one language, or one of its domains, training and held-out."""
 
     language: str
+    domain: str | None = None
+    """None: all of them."""
     figures: TextFigures
     bytes_per_token: float
     unknown_share: float
@@ -107,10 +109,11 @@ class LanguageTokens(Record):
     """Of the tokens, those that are single bytes."""
 
     @classmethod
-    def of(cls, language: str, figures: TextFigures) -> "LanguageTokens":
+    def of(cls, language: str, figures: TextFigures, domain: str | None = None) -> "LanguageTokens":
         tokens = max(figures.tokens, 1)
         return cls(
             language=language,
+            domain=domain,
             figures=figures,
             bytes_per_token=round(figures.bytes / tokens, 4),
             unknown_share=round(figures.unknown / tokens, 6),
@@ -183,7 +186,12 @@ class Report(Record):
     lengths: Histogram
     """Of the documents kept, in tokens."""
     vocab_size: int
+    vocab_size_asked: int | None
+    """None: an existing tokenizer was taken."""
     tokens: tuple[LanguageTokens, ...]
+    """By language."""
+    cell_tokens: tuple[LanguageTokens, ...]
+    """By cell, in the order of ``cells``."""
 
     def shares(self, by: str, moment: str) -> dict[str, float]:
         """Share of the bytes of each ``language`` or ``domain`` (``by``) in what was ``read``, ``cleaned`` or ``kept``."""
@@ -193,6 +201,19 @@ class Report(Record):
             sums[key] = sums.get(key, 0) + getattr(cell, moment).bytes
         total = sum(sums.values())
         return {key: value / total if total else 0.0 for key, value in sums.items()}
+
+    def token_rows(self) -> Iterator[tuple[str, LanguageTokens]]:
+        """Each language, and below it its cells where there are several; with names."""
+        for language in self.tokens:
+            yield language.language, language
+            of_language = [cell for cell in self.cell_tokens if cell.language == language.language]
+            if len(of_language) > 1:
+                yield from ((f"  {cell.language}/{cell.domain}", cell) for cell in of_language)
+
+    @property
+    def pieces_fewer(self) -> int:
+        """By how many pieces the tokenizer is smaller than was asked."""
+        return max(0, (self.vocab_size_asked or 0) - self.vocab_size)
 
     @classmethod
     def read(cls, directory: Path) -> "Report":

@@ -15,9 +15,12 @@ def summarise(corpus: Corpus, manifest: Manifest, packed: Sequence[PackResult], 
         packed: of all shards, in any order.
     """
     languages: dict[str, TextFigures] = {}
+    by_cell = [TextFigures()] * len(manifest.cells)
     for result in packed:
-        language = manifest.cells[result.shard.cell].language
+        cell = result.shard.cell
+        language = manifest.cells[cell].language
         languages[language] = languages.get(language, TextFigures()) + result.figures
+        by_cell[cell] += result.figures
     return Report(
         hash=manifest.hash,
         steps=tuple(map(_step, corpus.funnel)),
@@ -41,7 +44,12 @@ def summarise(corpus: Corpus, manifest: Manifest, packed: Sequence[PackResult], 
         decontamination=corpus.decontamination,
         lengths=sum((figures.lengths for figures in languages.values()), Histogram()),
         vocab_size=manifest.vocab_size,
+        vocab_size_asked=manifest.vocab_size_asked,
         tokens=tuple(LanguageTokens.of(language, languages[language]) for language in sorted(languages)),
+        cell_tokens=tuple(
+            LanguageTokens.of(cell.language, figures, cell.domain)
+            for cell, figures in zip(manifest.cells, by_cell, strict=True)
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from api.cli.report_page import bins
+from api.cli.report_page import bins, tokenizer_title
 from api.cli.text import count, size
 from data.report import Histogram, Report, Step
 
@@ -50,7 +50,7 @@ def document(report: Report, tokens: int | None, epochs: Mapping[str, float] | N
             if report.duplicate_clusters.total
             else []
         ),
-        f"<h2>Tokenizer, {count(report.vocab_size)} pieces</h2>",
+        f"<h2>{escape(tokenizer_title(report))}</h2>",
         _tokenizer(report),
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(report.hash)}</title>'
@@ -145,13 +145,13 @@ def _histogram(values: Histogram) -> str:
 def _tokenizer(report: Report) -> str:
     rows = [
         (
-            each.language,
+            name,
             size(each.figures.bytes),
             count(each.figures.tokens),
             f"{each.bytes_per_token:.2f}",
             f"{100 * each.unknown_share:.3f}%",
             f"{100 * each.byte_share:.2f}%",
         )
-        for each in report.tokens
+        for name, each in report.token_rows()
     ]
     return _table(("language", "text>", "tokens>", "bytes a token>", "unknown>", "single bytes>"), rows)

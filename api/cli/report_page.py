@@ -35,7 +35,7 @@ def page(report: Report, tokens: int | None, epochs: Mapping[str, float] | None)
     parts += _section("Documents by length in tokens", histogram(report.lengths))
     if report.duplicate_clusters.total:
         parts += _section("Groups of documents that are the same, by size", histogram(report.duplicate_clusters))
-    parts += _section(f"Tokenizer, {count(report.vocab_size)} pieces", _tokenizer(report))
+    parts += _section(tokenizer_title(report), _tokenizer(report))
     return Group(*parts)
 
 
@@ -131,10 +131,17 @@ def bins(values: Histogram) -> list[tuple[str, int]]:
     return [(labels[b], values.counts[b]) for b in range(filled[0], filled[-1] + 1)]
 
 
+def tokenizer_title(report: Report) -> str:
+    fewer = (
+        f" of {count(report.vocab_size + report.pieces_fewer)} asked: the sample held no more" if report.pieces_fewer else ""
+    )
+    return f"Tokenizer, {count(report.vocab_size)} pieces{fewer}"
+
+
 def _tokenizer(report: Report) -> Table:
     table = _table("language", "text>", "tokens>", "bytes a token>", "unknown>", "single bytes>")
-    for each in report.tokens:
+    for name, each in report.token_rows():
         figures = each.figures
         shares = (f"{100 * each.unknown_share:.3f}%", f"{100 * each.byte_share:.2f}%")
-        _row(table, each.language, size(figures.bytes), count(figures.tokens), f"{each.bytes_per_token:.2f}", *shares)
+        _row(table, name, size(figures.bytes), count(figures.tokens), f"{each.bytes_per_token:.2f}", *shares)
     return table

@@ -11,10 +11,11 @@ from typer.testing import CliRunner, Result
 
 from api.cli import connect
 from api.cli.main import app
-from api.cli.report_page import bins, shorten
+from api.cli.report_html import document
+from api.cli.report_page import bins, shorten, tokenizer_title
 from data.executors import SerialExecutor
 from data.prepare import prepare
-from data.report import Histogram
+from data.report import Histogram, Report
 from data.spec import DataSpec, TokenizerSpec
 from service.views import JobView, Page
 
@@ -43,6 +44,14 @@ def test_the_page_says_what_became_of_the_documents(data_set: Path) -> None:
         assert words in ended.stdout
     assert HOSTILE in ended.stdout
     assert data_set.name in ended.stdout
+
+
+def test_a_tokenizer_smaller_than_asked_is_shown(data_set: Path) -> None:
+    report = Report.read(data_set)
+    smaller = report.model_copy(update={"vocab_size_asked": 9999})
+    assert tokenizer_title(smaller) == f"Tokenizer, {report.vocab_size} pieces of 9,999 asked: the sample held no more"
+    assert tokenizer_title(smaller) in document(smaller, None, None)
+    assert tokenizer_title(report.model_copy(update={"vocab_size_asked": None})) == f"Tokenizer, {report.vocab_size} pieces"
 
 
 def test_json_is_the_report_and_the_run_where_one_is_named(data_set: Path) -> None:

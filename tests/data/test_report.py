@@ -96,6 +96,40 @@ def test_the_tokenizers_figures_are_of_every_document(spec: DataSpec, preparatio
     assert english.unknown_share == chinese.unknown_share == 0
 
 
+def test_the_tokenizers_figures_are_by_cell_too(tmp_path: Path, preparation: Preparation) -> None:
+    sources = [
+        SourceSpec(
+            path=write(tmp_path / f"{number}.jsonl", json_lines(texts(9 + number, seed=number))), domain=domain, language=of
+        )
+        for number, (of, domain) in enumerate([("en", "web"), ("zh", "web"), ("en", "books")])
+    ]
+    prepared = preparation(data_spec(*sources))
+    report = Report.read(prepared.path)
+    named = [(each.language, each.domain) for each in report.cell_tokens]
+    assert named == [("en", "web"), ("zh", "web"), ("en", "books")]
+    for cell, each in zip(report.cells, report.cell_tokens, strict=True):
+        assert each.figures.bytes == cell.kept.bytes
+        assert each.figures.tokens == cell.train.tokens + cell.held_out.tokens - 2 * cell.kept.documents
+    english, web, books, chinese = report.token_rows()
+    assert [name for name, _ in (english, web, books, chinese)] == ["en", "  en/web", "  en/books", "zh"]
+    assert english[1].figures == web[1].figures + books[1].figures
+
+
+def test_a_tokenizer_smaller_than_asked_is_told(
+    tmp_path: Path, preparation: Preparation, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines(texts(20)))
+    first = preparation(data_spec(path), vocab_size=100_000)
+    report = Report.read(first.path)
+    assert report.vocab_size == first.manifest.vocab_size < report.vocab_size_asked == 100_000
+    assert report.pieces_fewer == 100_000 - report.vocab_size
+    assert f"a tokenizer of {report.vocab_size} pieces, fewer than 100000" in caplog.text
+    caplog.clear()
+    again = Report.read(preparation(data_spec(path, seed=1), path=str(first.path / "tokenizer.model")).path)
+    assert (again.vocab_size, again.vocab_size_asked, again.pieces_fewer) == (report.vocab_size, None, 0)
+    assert caplog.text == ""
+
+
 def test_bytes_of_characters_without_a_piece_are_counted(tmp_path: Path, preparation: Preparation) -> None:
     first = preparation(data_spec(write(tmp_path / "a.jsonl", json_lines(texts(40)))), vocab_size=600)
     other = write(tmp_path / "b.jsonl", json_lines([f"{text} 龍" for text in texts(40, seed=5)]))
