@@ -83,6 +83,15 @@ class ShardInfo(Record):
     """xxh3-128 of the file."""
 
 
+class DocumentsFile(Record):
+    """A Parquet file of the documents that were kept: text, where it came from, and what it counts as."""
+
+    file: str
+    documents: int
+    checksum: str
+    """xxh3-128 of the file."""
+
+
 class Manifest(Record):
     """Rows of a split are numbered through its shards in the order of ``shards``, which is by segment, then cell."""
 
@@ -107,6 +116,8 @@ class Manifest(Record):
     cells: tuple[Cell, ...]
     segments: tuple[Segment, ...]
     shards: tuple[ShardInfo, ...]
+    documents_files: tuple[DocumentsFile, ...] = ()
+    """Where documents were asked for."""
     input_files: int
     input_bytes: int
     documents_read: int

@@ -38,13 +38,9 @@ def pack(lengths: Sequence[int], row_length: int, align: int = 1) -> list[list[P
     """
     if row_length % align:
         raise ValueError(f"a row of {row_length} tokens is no multiple of align {align}")
-    rows: list[list[Piece]] = []
-    rests: list[Piece] = []
-    for document, length in enumerate(lengths):
-        whole = length - length % row_length
-        rows.extend([Piece(document, start, row_length)] for start in range(0, whole, row_length))
-        if length > whole:
-            rests.append(Piece(document, whole, length - whole))
+    pieces = [row[0] for row in one_a_row(lengths, row_length)]
+    rows = [[piece] for piece in pieces if piece.length == row_length]
+    rests = [piece for piece in pieces if piece.length < row_length]
     rests.sort(key=lambda piece: -aligned(piece.length, align))
     open_rows: list[tuple[int, int]] = []  # (room left, index in rows), sorted
     for piece in rests:
@@ -59,3 +55,12 @@ def pack(lengths: Sequence[int], row_length: int, align: int = 1) -> list[list[P
         if room > room_taken:
             insort(open_rows, (room - room_taken, row))
     return rows
+
+
+def one_a_row(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
+    """Rows of one piece each, in the order of the documents: a longer document has several, of which the last is shorter."""
+    return [
+        [Piece(document, start, min(row_length, length - start))]
+        for document, length in enumerate(lengths)
+        for start in range(0, length, row_length)
+    ]

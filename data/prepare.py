@@ -27,6 +27,7 @@ from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
 from data.errors import MantaError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
+from data.funnel import drops_of
 from data.lexicon import read_lexicon
 from data.locks import locked
 from data.manifest import (
@@ -43,6 +44,7 @@ from data.manifest import (
     ShardInfo,
 )
 from data.ngrams import held_out_losses
+from data.packing import PackResult, PackTask, limits_of, pack_documents, require_cells
 from data.provenance import inputs_of, licences_of
 from data.selection import Ints, sample
 from data.sources import InputFile, list_files
@@ -52,7 +54,7 @@ from data.split import make_corpus
 from data.stages.libraries import LibraryMissing
 from data.stages.registry import make_stage
 from data.summary import summarise
-from data.tasks import CleanResult, CleanTask, PackResult, PackTask, clean_files, pack_documents, read_texts
+from data.tasks import CleanResult, CleanTask, clean_files, read_texts
 from data.tokenizer import Tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -124,13 +126,13 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             claim(root, identity, [task.part for task in tasks], pulse)
             corpus, cleaned = _documents(data, tasks, test_files, work / _SCRATCH, executor, on_progress)
             model = _tokenizer(tokenizer, lexicon, data, corpus, work, on_progress)
+            packed = _shards(data, corpus, work, executor, on_progress)
+            require_cells(data, packed)
         except MantaError:
             # The same input will never do; what is mended has another identity. (Storage that fails raises OSError.)
             _discard(work)
             raise
-        packed = _shards(data, corpus, work, executor, on_progress)
-        shards = tuple(result.shard for result in packed)
-        manifest = _manifest(identity, data, tokenizer, corpus, shards, files, model, work)
+        manifest = _manifest(identity, data, tokenizer, corpus, packed, files, model, work)
         manifest = _reported(tasks, cleaned, corpus, manifest, packed, work)
         write_atomically(work / FILE_NAME, manifest.model_dump_json(indent=1).encode())
         _commit(work, final)
@@ -254,23 +256,28 @@ def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask
     index = 0
     tokenizer = work / TOKENIZER_NAME
     digest = checksum(tokenizer)
-    for split, segment, cell in product(SPLITS, range(len(data.segments)), range(len(cells(data)))):
+    names = list(cells(data))
+    for split, segment, cell in product(SPLITS, range(len(data.segments)), range(len(names))):
         chosen_N = (corpus.held_out_N == (split == "held_out")) & (corpus.segment_N == segment) & (corpus.cell_N == cell)
         members = np.flatnonzero(chosen_N)
         for number, chosen in enumerate(_portions(members, corpus.bytes_N, data.shard_documents)):
             yield PackTask(
                 index=index,
                 directory=work,
-                file=f"shards/{split}-{segment:02}-{cell:03}-{number:06}.u32",
+                name=f"{cell:03}-{number:06}",
                 marker=work / _SCRATCH / f"shard-{index:06}.json",
                 split=split,
                 cell=cell,
-                segment=segment,
+                cell_name=names[cell],
                 documents=tuple(corpus.locate(chosen)),
                 tokenizer=tokenizer,
                 tokenizer_checksum=digest,
-                row_length=data.segments[segment].sequence_length * data.chain_segments,
+                segments=(segment,),
+                row_lengths=(data.segments[segment].sequence_length * data.chain_segments,),
                 align=data.document_alignment,
+                one_document=data.packing == "one_document",
+                limits=data.document_tokens,
+                keep_documents=data.documents,
             )
             index += 1
 
@@ -292,11 +299,12 @@ def _manifest(
     data: DataSpec,
     asked: TokenizerSpec,
     corpus: Corpus,
-    shards: tuple[ShardInfo, ...],
+    packed: list[PackResult],
     files: list[list[InputFile]],
     tokenizer: Tokenizer,
     work: Path,
 ) -> Manifest:
+    shards = tuple(shard for result in packed for shard in result.shards)
     draft = Manifest(
         hash=identity,
         sequence_length=data.sequence_length,
@@ -330,10 +338,11 @@ def _manifest(
             for number, segment in enumerate(data.segments)
         ),
         shards=shards,
+        documents_files=tuple(result.documents for result in packed if result.documents is not None),
         input_files=sum(map(len, files)),
         input_bytes=sum(file.size for of_source in files for file in of_source),
         documents_read=corpus.read,
-        drops=corpus.drops,
+        drops=drops_of((*corpus.funnel, *limits_of(packed))),
         unigram_loss=0.0,
         bigram_loss=0.0,
     )

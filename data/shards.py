@@ -14,7 +14,7 @@ import xxhash
 from data.errors import ShardError
 from data.files import checksum, write_atomically
 from data.manifest import ShardInfo, Split
-from data.pack import aligned, pack
+from data.pack import aligned, one_a_row, pack
 
 U32 = npt.NDArray[np.uint32]
 _STORED = np.dtype("<u4")
@@ -30,12 +30,19 @@ def write_shard(
     row_length: int,
     segment: int = 0,
     align: int = 1,
+    one_document: bool = False,
+    begun: int | None = None,
 ) -> ShardInfo:
     """Packs documents (token ids, marks included) into one file. Padding is token 0 and belongs to no piece.
 
     Where a piece begins is not stored: it follows from the lengths before it and ``align``, which the manifest keeps.
+
+    Args:
+        one_document: a row has one document, or a part of one.
+        begun: how many documents the shard counts, where some of ``documents`` are further parts of one; None: each.
     """
-    rows = pack([len(document) for document in documents], row_length, align)
+    lengths = [len(document) for document in documents]
+    rows = one_a_row(lengths, row_length) if one_document else pack(lengths, row_length, align)
     tokens_RT = np.zeros((len(rows), row_length), dtype=_STORED)
     for r, row in enumerate(rows):
         at = 0
@@ -51,7 +58,7 @@ def write_shard(
         split=split,
         cell=cell,
         segment=segment,
-        documents=len(documents),
+        documents=len(documents) if begun is None else begun,
         rows=len(rows),
         pieces=len(lengths_P),
         tokens=int(lengths_P.sum()),

@@ -50,6 +50,41 @@ class CurriculumSegment(Spec):
     """Share of the run's tokens."""
 
 
+class DocumentTokens(Spec):
+    """Limits on documents in tokens, begin and end marks not counted."""
+
+    min: int | None = Field(default=None, ge=1)
+    """Shorter documents are dropped, as ``too_few_tokens``."""
+    max: int | None = Field(default=None, ge=1)
+    longer: Literal["cut", "drop"] = "cut"
+    """Documents longer than ``max`` are cut into the fewest pieces that fit, all about as long, each of which is a document for
+    attention; or dropped, as ``too_many_tokens``."""
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> Self:
+        if self.min is None or self.max is None:
+            return self
+        if self.min > self.max:
+            raise Misfit(f"min {self.min} is more than max {self.max}", "min", "max")
+        if self.longer == "cut" and self.min > (self.max + 1) // 2:
+            raise Misfit(
+                f"a document of {self.max + 1} tokens would be cut into pieces of less than min {self.min}: ask at most half of"
+                f" max {self.max}, or drop longer ones",
+                *("min", "max", "longer"),
+            )
+        return self
+
+    def reason(self, tokens: int) -> str:
+        """Why a document of so many tokens is dropped; empty where it is not."""
+        if self.min is not None and tokens < self.min:
+            return "too_few_tokens"
+        return "too_many_tokens" if self.longer == "drop" and self.max is not None and tokens > self.max else ""
+
+    @property
+    def limited(self) -> bool:
+        return self.min is not None or self.max is not None
+
+
 class DataSpec(Spec):
     """From documents to packed rows."""
 
@@ -66,6 +101,12 @@ class DataSpec(Spec):
     """Rows are this many times ``sequence_length`` long, for a model that reads them a segment at a time and remembers the ones
     before (Transformer-XL): a document of a row is a chain of consecutive segments. Documents shorter than a row share it, as
     without chains; with ``document_alignment`` equal to ``sequence_length`` each segment holds one document only."""
+    document_tokens: DocumentTokens = DocumentTokens()
+    packing: Literal["best_fit", "one_document"] = "best_fit"
+    """``best_fit``: documents share rows with little padding (arXiv 2404.10830). ``one_document``: each has rows of its own,
+    several if it is longer than one; the last is padded."""
+    documents: bool = False
+    """Keep the documents as Parquet beside the rows: text, id, address, language, domain, cell, split, tokens."""
     document_alignment: int = Field(default=1, ge=1)
     """Documents begin at multiples of this many tokens in their row, for attention that works in blocks (``hierarchical``);
     the gaps are padding. Divides every sequence length."""

@@ -4,34 +4,34 @@ from collections.abc import Sequence
 
 from data.corpus import Corpus
 from data.manifest import Manifest
+from data.packing import PackResult, limits_of
 from data.report import Amount, CellFlow, Example, Histogram, LanguageTokens, LicenceFlow, Report, Step, TextFigures
 from data.stages.base import StageCount
-from data.tasks import PackResult
 
 
 def summarise(corpus: Corpus, manifest: Manifest, packed: Sequence[PackResult], licences: Sequence[LicenceFlow] = ()) -> Report:
     """
     Args:
-        packed: of all shards, in any order.
+        packed: of all shards, in order.
     """
     languages: dict[str, TextFigures] = {}
     by_cell = [TextFigures()] * len(manifest.cells)
     for result in packed:
-        cell = result.shard.cell
+        cell = result.cell
         language = manifest.cells[cell].language
         languages[language] = languages.get(language, TextFigures()) + result.figures
         by_cell[cell] += result.figures
     return Report(
         hash=manifest.hash,
-        steps=tuple(map(_step, corpus.funnel)),
-        kept=Amount(documents=len(corpus.bytes_N), bytes=int(corpus.bytes_N.sum())),
+        steps=tuple(map(_step, (*corpus.funnel, *limits_of(packed)))),
+        kept=sum(map(_kept, packed), Amount()),
         cells=tuple(
             CellFlow(
                 language=cell.language,
                 domain=cell.domain,
                 read=corpus.read_C[number],
                 cleaned=corpus.cleaned_C[number],
-                kept=_amount(corpus, number),
+                kept=sum((_kept(result) for result in packed if result.cell == number), Amount()),
                 train=cell.train,
                 held_out=cell.held_out,
             )
@@ -65,6 +65,5 @@ def _step(count: StageCount) -> Step:
     )
 
 
-def _amount(corpus: Corpus, cell: int) -> Amount:
-    sizes = corpus.bytes_N[corpus.cell_N == cell]
-    return Amount(documents=len(sizes), bytes=int(sizes.sum()))
+def _kept(result: PackResult) -> Amount:
+    return Amount(documents=result.figures.lengths.total, bytes=result.figures.bytes)

@@ -1,6 +1,6 @@
-"""The two steps that run on many machines: clean some files, pack some documents.
+"""The step that reads documents: some files of one source are cleaned, on many machines at once.
 
-Each is a pure function of its task and the files it names, and writes the same bytes wherever it runs. A marker, written last,
+It is a pure function of its task and the files it names, and writes the same bytes wherever it runs. A marker, written last,
 makes a repeated task free; a stopped preparation goes on where it was.
 """
 
@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import TypeAdapter
 
@@ -25,17 +23,14 @@ from data.documents import Bad, Document
 from data.dropped import dropped_beside, dropped_writer
 from data.errors import DocumentError, MantaError, SourceError
 from data.files import U64, atomic, write_atomically
-from data.manifest import ShardInfo, Split
-from data.report import Amount, Histogram, TextFigures
+from data.report import Amount
 from data.selection import Ints, text_hash
-from data.shards import write_shard
 from data.sources import InputFile, read_file, require_unchanged
 from data.spec import SourceSpec
 from data.stages.base import Drop, OnDrop, Stage, StageCount, clean
 from data.stages.registry import StageSpec, make_stage
-from data.tokenizer import BYTE, UNKNOWN, Tokenizer
 
-_PART = pa.schema(
+PART = pa.schema(
     [
         *(("text", pa.large_string()), ("hash", pa.uint64()), ("bytes", pa.int64())),
         *((name, pa.string()) for name in ("id", "url", "language")),
@@ -43,7 +38,6 @@ _PART = pa.schema(
 )
 # What is in memory at once of a part that is written: documents, and bytes of text (or one document that has more).
 _BATCH_DOCUMENTS = 4096
-_ENCODED_TOGETHER = 256
 _BATCH_BYTES = 4 * 2**20
 
 
@@ -100,40 +94,8 @@ class CleanResult:
         return sum(amount.documents for amount in self.languages.values())
 
 
-@dataclass(frozen=True, slots=True)
-class PackTask:
-    """Tokenise some documents of one split, segment and cell, and pack them into one shard."""
-
-    index: int
-    directory: Path
-    """Where the data set grows."""
-    file: str
-    marker: Path
-    split: Split
-    cell: int
-    segment: int
-    documents: tuple[tuple[Path, Ints], ...]
-    """Parts, and the rows to take of each, ascending."""
-    tokenizer: Path
-    tokenizer_checksum: str
-    row_length: int
-    align: int
-
-    @property
-    def size(self) -> int:
-        return sum(len(rows) for _, rows in self.documents)
-
-
-@dataclass(frozen=True, slots=True)
-class PackResult:
-    index: int
-    shard: ShardInfo
-    figures: TextFigures
-
-
 _STAGES: TypeAdapter[tuple[StageSpec, ...]] = TypeAdapter(tuple[StageSpec, ...])
 _CLEAN_RESULT = TypeAdapter(CleanResult)
-_PACK_RESULT = TypeAdapter(PackResult)
 
 
 class _Stop(Exception):
@@ -216,12 +178,12 @@ def _write_part(path: Path, documents: Iterator[Document], near: NearSpec | None
     size: Counter[str] = Counter()
     with ExitStack() as stack:
         signatures = stack.enter_context(atomic(signature_path(path))) if near is not None else None
-        writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(atomic(path)), _PART))
+        writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(atomic(path)), PART))
         for batch, sizes in _batches(documents):
             texts = [document.text for document in batch]
             hashes = [text_hash(text) for text in texts]
             origins = [[getattr(document, name) for document in batch] for name in ("id", "url", "language")]
-            writer.write_batch(pa.record_batch([texts, hashes, sizes, *origins], schema=_PART))
+            writer.write_batch(pa.record_batch([texts, hashes, sizes, *origins], schema=PART))
             if near is not None and signatures is not None:
                 signatures.write(_sign(batch, near))
             for document, bytes_ in zip(batch, sizes, strict=True):
@@ -286,45 +248,3 @@ def _batch_starts(part: Path, mtime_ns: int) -> Ints:
     with pa.memory_map(str(part)) as source:
         reader = pa.ipc.open_file(source)
         return np.cumsum([0, *(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))])
-
-
-def pack_documents(task: PackTask) -> PackResult:
-    """Writes one shard. Each document is ``begin, tokens, end``."""
-    if task.marker.is_file():
-        return _PACK_RESULT.validate_json(task.marker.read_bytes())
-    tokenizer = _tokenizer(task.tokenizer, task.tokenizer_checksum)
-    documents: list[npt.NDArray[np.uint32]] = []
-    kinds = np.zeros(3, np.int64)
-    size = 0
-    texts = (text for part, rows in task.documents for text in read_texts(part, rows))
-    while batch := list(islice(texts, _ENCODED_TOGETHER)):
-        for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
-            document = np.empty(len(ids) + 2, np.uint32)
-            document[0], document[1:-1], document[-1] = tokenizer.bos_id, ids, tokenizer.eos_id
-            documents.append(document)
-            kinds += np.bincount(tokenizer.kind_V[ids], minlength=3)
-            size += len(text.encode())
-    info = write_shard(
-        *(task.directory, task.file, documents),
-        split=task.split,
-        cell=task.cell,
-        segment=task.segment,
-        row_length=task.row_length,
-        align=task.align,
-    )
-    figures = TextFigures(
-        bytes=size,
-        tokens=int(kinds.sum()),
-        unknown=int(kinds[UNKNOWN]),
-        byte_pieces=int(kinds[BYTE]),
-        lengths=Histogram.of(len(ids) - 2 for ids in documents),
-    )
-    result = PackResult(task.index, info, figures)
-    write_atomically(task.marker, _PACK_RESULT.dump_json(result))
-    return result
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(path: Path, checksum: str) -> Tokenizer:
-    """One tokenizer a process; the checksum is in the key because paths are used again."""
-    return Tokenizer.load(path)
