@@ -1,11 +1,14 @@
 """From what was read to what is left: which step took how many, and which one took the last. Pure."""
 
+from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from operator import itemgetter
 
 from data.report import Amount
 from data.spec import DataSpec
-from data.stages.base import StageCount
+from data.stages.base import EXAMPLES, StageCount
 from data.tasks import CleanResult
 
 Funnel = tuple[StageCount, ...]
@@ -19,6 +22,26 @@ def funnel_of(data: DataSpec, results: Iterable[CleanResult]) -> Funnel:
         for mine, other in zip(counts, (result.sources, *result.stages), strict=True):
             mine.add(other)
     return counts
+
+
+class FirstExamples:
+    """Takes away from results, which come in any order, the examples that are not among a reason's first: what is kept of them
+    does not grow with the corpus."""
+
+    def __init__(self) -> None:
+        self._holders: dict[tuple[int, str], list[tuple[int, StageCount]]] = {}
+
+    def thin(self, result: CleanResult) -> CleanResult:
+        """The result, without those for which there are enough before it; others lose theirs for it."""
+        for step, count in enumerate((result.sources, *result.stages)):
+            for reason in count.examples:
+                holders = self._holders.setdefault((step, reason), [])
+                insort(holders, (result.index, count), key=itemgetter(0))
+        for (_, reason), holders in self._holders.items():
+            before = list(accumulate((len(count.examples[reason]) for _, count in holders), initial=0))
+            while before[len(holders) - 1] >= EXAMPLES:
+                del holders.pop()[1].examples[reason]
+        return result
 
 
 def drops_of(funnel: Funnel) -> dict[str, int]:
