@@ -85,9 +85,9 @@ class CleanResult:
     stages: tuple[StageCount, ...] = ()
     languages: dict[str, Amount] = field(default_factory=dict)
     """What is left, by the language that the last stage left it in."""
-    failure: Failure | None = None
     read: tuple[int, ...] = ()
     """Documents, broken ones among them, of each file."""
+    failure: Failure | None = None
 
     @property
     def kept(self) -> int:
@@ -115,8 +115,8 @@ def clean_files(task: CleanTask) -> CleanResult:
     if marker.is_file():
         return replace(_CLEAN_RESULT.validate_json(marker.read_bytes()), index=task.index)
     sources = StageCount("sources")
-    counts = tuple(StageCount(spec.stage) for spec in task.stages)
     read = [0] * len(task.files)
+    counts = tuple(StageCount(spec.stage) for spec in task.stages)
 
     def documents(on_drop: OnDrop | None) -> Iterator[Document]:
         for number, item in _read(task):
