@@ -27,7 +27,7 @@ from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
 from data.errors import MantaError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
-from data.funnel import drops_of
+from data.funnel import FirstExamples, drops_of
 from data.lexicon import read_lexicon
 from data.locks import locked
 from data.manifest import (
@@ -199,10 +199,11 @@ def _documents(
     done = 0
     on_progress(Progress("documents", done, total, "bytes"))
     results: dict[int, CleanResult] = {}
+    examples = FirstExamples()
     for result in executor.map(clean_files, tasks):
         if result.failure is not None:
             raise result.failure.error()
-        results[result.index] = result
+        results[result.index] = examples.thin(result)
         done += tasks[result.index].bytes
         on_progress(Progress("documents", done, total, "bytes"))
     ordered = [results[task.index] for task in tasks]
