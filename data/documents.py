@@ -13,6 +13,8 @@ class Document:
     domain: str
     url: str = ""
     """Where it was found; empty where that is not known."""
+    grade: int | None = None
+    """Its quality, 0 to 4, where a stage has judged it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,8 @@ class Manifest(Record):
     bos_id: int
     eos_id: int
     tokenizer_checksum: str
+    classifiers: dict[str, str] = {}
+    """Checksums of what stages have learned, by the stage's place: ``stages/3``."""
     report_checksum: str = ""
     """Of ``report.json``."""
     inputs_checksum: str = ""

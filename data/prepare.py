@@ -19,12 +19,13 @@ import sentencepiece
 import xxhash
 
 from data import dropped
+from data.classifier.learn import Lesson, classifiers, learn, list_lessons
 from data.cleaned import FOLDER as CLEANED
 from data.cleaned import claim, tidy
 from data.corpus import Corpus, cells, clean_tasks
 from data.dataset import PackedDataset
 from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
-from data.errors import MantaError
+from data.errors import MantaError, SourceError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
 from data.funnel import FirstExamples, drops_of
@@ -109,7 +110,8 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
     files = [list_files(source, f"/data_pipeline/sources/{i}", pulse) for i, source in enumerate(data.sources)]
     lexicon = read_lexicon(tokenizer.lexicon) if tokenizer.lexicon is not None else ()
     test_files = list_benchmarks(data.decontaminate, pulse)
-    identity = _identity(data, tokenizer, [*files, *test_files], lexicon)
+    lessons = list_lessons(data, pulse)
+    identity = _identity(data, tokenizer, [*files, *test_files], lexicon, lessons)
     root = root.absolute()
     final = root / identity
     with locked(root / f".{identity}.lock", _pulse(on_progress, waiting=True)):
@@ -121,6 +123,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             _report_reuse(prepared.manifest, on_progress)
             return prepared
         try:
+            data = learn(data, lessons, root, executor)
             tasks = list(clean_tasks(data, files, root / CLEANED))
             work.mkdir(parents=True, exist_ok=True)
             claim(root, identity, [task.part for task in tasks], pulse)
@@ -133,7 +136,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             _discard(work)
             raise
         manifest = _manifest(identity, data, tokenizer, corpus, packed, files, model, work)
-        manifest = _reported(tasks, cleaned, corpus, manifest, packed, work)
+        manifest = _reported(data, tasks, cleaned, corpus, manifest, packed, work)
         write_atomically(work / FILE_NAME, manifest.model_dump_json(indent=1).encode())
         _commit(work, final)
         tidy(root, pulse)
@@ -154,15 +157,19 @@ def _pulse(on_progress: OnProgress, waiting: bool = False) -> Callable[[], None]
 
 
 def _require_libraries(data: DataSpec) -> None:
-    """What lacks on this machine is said before anything is read."""
+    """What lacks on this machine, and a classifier that cannot be read, is said before anything is read."""
     for number, spec in enumerate(data.stages):
         try:
             make_stage(spec)
         except LibraryMissing as error:
             raise LibraryMissing(error.detail, pointer=f"/data_pipeline/stages/{number}") from error
+        except SourceError as error:
+            raise SourceError(error.detail, pointer=f"/data_pipeline/stages/{number}/trained/path") from error
 
 
-def _identity(data: DataSpec, tokenizer: TokenizerSpec, files: list[list[InputFile]], lexicon: Sequence[str]) -> str:
+def _identity(
+    data: DataSpec, tokenizer: TokenizerSpec, files: list[list[InputFile]], lexicon: Sequence[str], lessons: Sequence[Lesson]
+) -> str:
     """Hash of everything that decides the bytes: specs, inputs, and the versions of what turns one into the other."""
     digest = xxhash.xxh3_128()
     versions = {"format": FORMAT, "sentencepiece": sentencepiece.__version__}
@@ -170,6 +177,7 @@ def _identity(data: DataSpec, tokenizer: TokenizerSpec, files: list[list[InputFi
     if tokenizer.path is not None:
         Tokenizer.load(tokenizer.path)
         versions["tokenizer"] = checksum(Path(tokenizer.path))
+    versions |= {f"stages/{lesson.stage}": lesson.identity for lesson in lessons}
     if lexicon:
         versions["lexicon"] = xxhash.xxh3_128_hexdigest("\n".join(lexicon).encode())
     digest.update(json.dumps([versions, data.model_dump(mode="json"), tokenizer.model_dump(mode="json")]).encode())
@@ -316,6 +324,7 @@ def _manifest(
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         tokenizer_checksum=checksum(work / TOKENIZER_NAME),
+        classifiers={f"stages/{each.number - 1}": each.checksum for each in classifiers(data) if each.checksum},
         cells=tuple(
             Cell(
                 language=language,
@@ -352,6 +361,7 @@ def _manifest(
 
 
 def _reported(
+    data: DataSpec,
     tasks: list[CleanTask],
     cleaned: list[CleanResult],
     corpus: Corpus,
@@ -360,7 +370,7 @@ def _reported(
     work: Path,
 ) -> Manifest:
     """Writes the report and the list of inputs; the manifest with their checksums."""
-    report = summarise(corpus, manifest, packed, licences_of(tasks, cleaned, corpus))
+    report = summarise(corpus, manifest, packed, tuple(classifiers(data)), licences_of(tasks, cleaned, corpus))
     checksums = {}
     for name, record in ((REPORT_NAME, report), (INPUTS_NAME, inputs_of(tasks, cleaned))):
         write_atomically(work / name, record.model_dump_json(indent=1).encode())

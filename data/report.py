@@ -7,8 +7,9 @@ carried them out. ``data/summary.py`` makes it.
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from data.classifier.figures import ClassifierFigures
 from data.errors import ShardError
 from data.files import checksum
 from data.manifest import REPORT_NAME, Count, Manifest, Record
@@ -44,6 +45,8 @@ class Step(Record):
     drops: dict[str, int]
     examples: dict[str, tuple[Example, ...]]
     """The first ones of each reason, in reading order."""
+    grades: dict[str, tuple[int, ...]] = Field(default={})
+    """Of a stage that grades: documents of each level from 0 up, dropped ones too, by language."""
 
     @property
     def dropped(self) -> int:
@@ -183,6 +186,8 @@ class Report(Record):
     """Documents in the largest of these groups."""
     decontamination: tuple[ReferenceFigures, ...] = ()
     """Empty where it is off."""
+    classifiers: tuple[ClassifierFigures, ...] = ()
+    """Of the stages that may have one."""
     lengths: Histogram
     """Of the documents kept, in tokens."""
     vocab_size: int

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from data.classifier.figures import ClassifierFigures
 from data.corpus import Corpus
 from data.manifest import Manifest
 from data.packing import PackResult, limits_of
@@ -9,7 +10,13 @@ from data.report import Amount, CellFlow, Example, Histogram, LanguageTokens, Li
 from data.stages.base import StageCount
 
 
-def summarise(corpus: Corpus, manifest: Manifest, packed: Sequence[PackResult], licences: Sequence[LicenceFlow] = ()) -> Report:
+def summarise(
+    corpus: Corpus,
+    manifest: Manifest,
+    packed: Sequence[PackResult],
+    classifiers: Sequence[ClassifierFigures] = (),
+    licences: Sequence[LicenceFlow] = (),
+) -> Report:
     """
     Args:
         packed: of all shards, in order.
@@ -42,6 +49,7 @@ def summarise(corpus: Corpus, manifest: Manifest, packed: Sequence[PackResult], 
         duplicate_clusters=Histogram.of(corpus.cluster_sizes.tolist()),
         largest_cluster=int(corpus.cluster_sizes.max(initial=0)),
         decontamination=corpus.decontamination,
+        classifiers=tuple(classifiers),
         lengths=sum((figures.lengths for figures in languages.values()), Histogram()),
         vocab_size=manifest.vocab_size,
         vocab_size_asked=manifest.vocab_size_asked,
@@ -62,6 +70,7 @@ def _step(count: StageCount) -> Step:
             reason: tuple(Example(id=example.id, detail=example.detail, text=example.text) for example in examples)
             for reason, examples in sorted(count.examples.items())
         },
+        grades={language: tuple(levels) for language, levels in sorted(count.grades.items())},
     )
 
 

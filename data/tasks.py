@@ -34,6 +34,7 @@ PART = pa.schema(
     [
         *(("text", pa.large_string()), ("hash", pa.uint64()), ("bytes", pa.int64())),
         *((name, pa.string()) for name in ("id", "url", "language")),
+        ("grade", pa.int8()),
     ]
 )
 # What is in memory at once of a part that is written: documents, and bytes of text (or one document that has more).
@@ -182,7 +183,7 @@ def _write_part(path: Path, documents: Iterator[Document], near: NearSpec | None
         for batch, sizes in _batches(documents):
             texts = [document.text for document in batch]
             hashes = [text_hash(text) for text in texts]
-            origins = [[getattr(document, name) for document in batch] for name in ("id", "url", "language")]
+            origins = [[getattr(document, name) for document in batch] for name in ("id", "url", "language", "grade")]
             writer.write_batch(pa.record_batch([texts, hashes, sizes, *origins], schema=PART))
             if near is not None and signatures is not None:
                 signatures.write(_sign(batch, near))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from api.cli.report_page import bins, tokenizer_title
+from api.cli.report_page import CLASSIFIER_COLUMNS, GRADE_COLUMNS, bins, classifiers, grades, tokenizer_title
 from api.cli.text import count, size
 from data.report import Histogram, Report, Step
 
@@ -34,6 +34,12 @@ def document(report: Report, tokens: int | None, epochs: Mapping[str, float] | N
         _funnel(report),
         "<h2>Why documents were dropped</h2>",
         *(map(_reasons, report.steps) if any(step.drops for step in report.steps) else ["<p>None was.</p>"]),
+        *(
+            ["<h2>Grades, from 0 (poor) to 4 (good)</h2>", _table(GRADE_COLUMNS, grades(report))]
+            if any(step.grades for step in report.steps)
+            else []
+        ),
+        *(["<h2>Classifiers</h2>", _table(CLASSIFIER_COLUMNS, classifiers(report))] if report.classifiers else []),
         "<h2>Shares of the text</h2>",
         _shares(report),
         "<h2>Cells</h2>",

@@ -1,6 +1,6 @@
 """A data set's report as a page of the terminal. Pure functions of the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -28,6 +28,10 @@ def page(report: Report, tokens: int | None, epochs: Mapping[str, float] | None)
     ]
     if any(step.drops for step in report.steps):
         parts += _section("Why documents were dropped", _reasons(report.steps))
+    if any(step.grades for step in report.steps):
+        parts += _section("Grades, from 0 (poor) to 4 (good)", _written(GRADE_COLUMNS, grades(report)))
+    if report.classifiers:
+        parts += _section("Classifiers", _written(CLASSIFIER_COLUMNS, classifiers(report)))
     parts += _section("Shares of the text", _shares(report))
     parts += _section("Cells", _cells(report, epochs))
     if tokens is not None:
@@ -85,6 +89,41 @@ def shorten(text: str, most: int) -> str:
     """One line of printable characters, cut with an ellipsis."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _written(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = _table(*columns)
+    for row in rows:
+        _row(table, *row)
+    return table
+
+
+GRADE_COLUMNS = ("language", "documents>", *(f"{level}>" for level in range(5)))
+CLASSIFIER_COLUMNS = ("stage", "language", "question", "examples>", "yes>", "calibration error>", "ranking>", "is")
+
+
+def grades(report: Report) -> Iterator[tuple[str, ...]]:
+    """Shares of the documents that came to a stage that grades, by language."""
+    for step in report.steps:
+        for language, levels in step.grades.items():
+            total = sum(levels)
+            yield language, count(total), *(f"{100 * level / total:.1f}%" for level in levels)
+
+
+def classifiers(report: Report) -> Iterator[tuple[str, ...]]:
+    """A row a question; of what has no model, why."""
+    for stage in report.classifiers:
+        name = f"{stage.number} {stage.stage}"
+        if not stage.file:
+            yield name, "", "", "", "", "", "", "off: nothing to learn from was given"
+        for language in stage.languages:
+            examples = count(language.examples)
+            if not language.heads:
+                yield name, language.language, "", examples, "", "", "", f"off: {language.off}"
+            for head in language.heads:
+                off = head.off or language.off
+                figures = (count(head.positive), f"{head.calibration_error:.3f}", f"{head.ranking:.3f}")
+                yield name, language.language, head.name, examples, *figures, f"off: {off}" if off else "on"
 
 
 def _shares(report: Report) -> Table:

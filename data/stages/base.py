@@ -14,6 +14,8 @@ from data.documents import Document
 EXAMPLES = 10
 """Dropped documents that are shown for each reason."""
 EXAMPLE_CHARACTERS = 200
+GRADES = 5
+"""Levels of quality, numbered from 0 up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class StageCount:
     drops: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[Example]] = field(default_factory=dict)
     """By reason, the first ones."""
+    grades: dict[str, list[int]] = field(default_factory=dict)
+    """Of a stage that grades: documents of each level from 0 up, dropped ones too, by language."""
 
     def drop(self, drop: Drop, document: Document) -> None:
         self.drops[drop.reason] = self.drops.get(drop.reason, 0) + 1
@@ -63,6 +67,11 @@ class StageCount:
         if len(shown) < EXAMPLES:
             text = "" if drop.confidential else document.text[:EXAMPLE_CHARACTERS]
             shown.append(Example(document.id, drop.detail, text))
+
+    def grade(self, document: Document) -> None:
+        if document.grade is not None:
+            levels = self.grades.setdefault(document.language, [0] * GRADES)
+            levels[document.grade] += 1
 
     def add(self, other: "StageCount") -> None:
         """Take in the counts of documents further on."""
@@ -73,6 +82,9 @@ class StageCount:
         for reason, examples in other.examples.items():
             mine = self.examples.setdefault(reason, [])
             mine.extend(examples[: EXAMPLES - len(mine)])
+        for language, levels in other.grades.items():
+            before = self.grades.get(language, [0] * GRADES)
+            self.grades[language] = [a + b for a, b in zip(before, levels, strict=True)]
 
 
 def clean(
@@ -83,7 +95,10 @@ def clean(
         for stage, count in zip(stages, counts, strict=True):
             count.documents += 1
             count.bytes += len(document.text.encode())
+            graded = document.grade
             outcome = stage(document)
+            if document.grade != graded:
+                count.grade(document)
             if isinstance(outcome, Drop):
                 count.drop(outcome, document)
                 if on_drop is not None:

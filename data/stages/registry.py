@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from data.classifier.learner import Learner
 from data.spec_base import Spec
 from data.stages.base import Stage
 from data.stages.c4 import C4, C4Spec
@@ -12,11 +13,12 @@ from data.stages.code import Code, CodeSpec
 from data.stages.fineweb import FineWeb, FineWebSpec
 from data.stages.gopher_quality import GopherQuality, GopherQualitySpec
 from data.stages.gopher_repetition import GopherRepetition, GopherRepetitionSpec
+from data.stages.grade import Grade, GradeLearner, GradeSpec
 from data.stages.language import Language, LanguageSpec
 from data.stages.length import Length, LengthSpec
 from data.stages.normalise import Normalise, NormaliseSpec
 from data.stages.personal_data import PersonalData, PersonalDataSpec
-from data.stages.toxicity import Toxicity, ToxicitySpec
+from data.stages.toxicity import Toxicity, ToxicityLearner, ToxicitySpec
 from data.stages.unicode_repair import UnicodeRepair, UnicodeRepairSpec
 from data.stages.url import Url, UrlSpec
 
@@ -31,6 +33,7 @@ StageSpec = Annotated[
     | C4Spec
     | FineWebSpec
     | CodeSpec
+    | GradeSpec
     | PersonalDataSpec
     | ToxicitySpec,
     Field(discriminator="stage"),
@@ -47,8 +50,14 @@ _MAKERS: Mapping[type[Spec], Callable[[Any], Stage]] = {
     C4Spec: C4,
     FineWebSpec: FineWeb,
     CodeSpec: Code,
+    GradeSpec: Grade,
     PersonalDataSpec: PersonalData,
     ToxicitySpec: Toxicity,
+}
+
+_LEARNERS: Mapping[type[Spec], Callable[[], Learner]] = {
+    GradeSpec: GradeLearner,
+    ToxicitySpec: ToxicityLearner,
 }
 
 PRESETS: Mapping[str, tuple[Spec, ...]] = {
@@ -75,6 +84,11 @@ PRESETS: Mapping[str, tuple[Spec, ...]] = {
 def make_stage(spec: Spec) -> Stage:
     """The stage that a spec describes, with all that it needs to run."""
     return _MAKERS[type(spec)](spec)
+
+
+def make_learner(spec: Spec) -> Learner:
+    """What knows the examples of a stage that may have a classifier."""
+    return _LEARNERS[type(spec)]()
 
 
 def given_stages(value: Any) -> Any:

@@ -1,24 +1,37 @@
-"""Violence, sexual content, hate, self-harm and offers of crimes, scored by lexicon.
+"""Violence, sexual content, hate, self-harm and offers of crimes, scored by lexicon and, where one was trained, a model.
 
 The lists in ``data/lexicons`` are Manta's own: one file a dimension and language, each line a weight and its terms. A term of
 weight 4 decides in a short text, one of 1 only adds. Words that medicine, news and novels need are left out or weigh little: C4
 (Raffel et al., arXiv 1910.10683) drops a page for one word of its list, and with it much that is no such thing.
+
+The lists find what is blunt; a model, trained on texts that somebody labelled, is there for what they do not name. It judges a
+long document by pieces, as Dolma's taggers do by sentences (Soldaini et al. 2024, arXiv 2402.00159).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from data.classifier.spec import ExamplesSpec, Trainable, TrainingSpec
 from data.documents import Document
-from data.spec_base import Spec
+from data.spec_base import Share, Spec
 from data.stages.base import Drop
 from data.stages.libraries import library
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from data.classifier.features import Features
+    from data.classifier.model import Classifier
 
 DIMENSIONS = ("violence", "sexual", "hate", "self_harm", "illegal")
 LANGUAGES = ("en", "zh")
 LEXICONS = Path(__file__).parents[1] / "lexicons"
+
+_PIECE_CHARACTERS = 2000
 
 Limit = Annotated[float | None, Field(gt=0)]
 
@@ -43,8 +56,25 @@ class ChineseLimits(Limits):
     illegal: Limit = 8
 
 
-class ToxicitySpec(Spec):
-    """Drops documents whose weighted hits of a lexicon are dense: violence, sexual, hate, self-harm, illegal."""
+class ModelLimits(Spec):
+    """Probabilities from which on a document is dropped, one a dimension. None: the model drops nothing there."""
+
+    violence: Share | None = 0.5
+    sexual: Share | None = 0.5
+    hate: Share | None = 0.5
+    self_harm: Share | None = 0.5
+    illegal: Share | None = 0.5
+
+
+class ToxicityTraining(TrainingSpec):
+    """JSON lines ``{"text": ..., "language": ..., "labels": ["hate"]}``: an empty list where nothing is wrong."""
+
+    labelled: tuple[ExamplesSpec, ...] = Field(min_length=1)
+
+
+class ToxicitySpec(Trainable):
+    """Drops documents whose weighted hits of a lexicon are dense, or that a model finds likely to be of a kind: violence,
+    sexual, hate, self-harm, illegal."""
 
     stage: Literal["toxicity"] = "toxicity"
     limits: Limits = Limits()
@@ -55,12 +85,21 @@ class ToxicitySpec(Spec):
     """A shorter document counts as one of this many words, so that a single word does not decide over a sentence."""
     min_characters_zh: int = Field(default=200, ge=1)
     """The same for Chinese documents, in characters."""
+    training: ToxicityTraining | None = None
+    """What a model learns from, one a language and dimension. Without it there are lexicons only."""
+    model_limits: ModelLimits = ModelLimits()
+    """Of the likeliest of the document's pieces, which are lines together up to 2,000 characters."""
+
+    @property
+    def examples(self) -> ToxicityTraining | None:
+        return self.training
 
 
 class Toxicity:
     def __init__(self, spec: ToxicitySpec) -> None:
         ahocorasick = library("ahocorasick_rs", spec.stage)
         self._spec = spec
+        self._classifier = _classifier(spec)
         terms: dict[str, list[float]] = {}
         for number, dimension in enumerate(DIMENSIONS):
             for language in LANGUAGES:
@@ -73,10 +112,20 @@ class Toxicity:
         self._automaton = ahocorasick.AhoCorasick(list(terms), implementation=ahocorasick.Implementation.DFA)
 
     def __call__(self, document: Document) -> Document | Drop:
+        over, shown = self._by_lexicon(document)
+        likely, probabilities = self._by_model(document)
+        over |= {dimension: max(excess, over.get(dimension, 0.0)) for dimension, excess in likely.items()}
+        if not over:
+            return document
+        worst = max(over, key=over.__getitem__)
+        return Drop(f"toxic_{worst}", ", ".join((*shown, *probabilities)))
+
+    def _by_lexicon(self, document: Document) -> tuple[dict[str, float], list[str]]:
+        """By how much which limits are exceeded, and all scores as they are shown."""
         text = _evened(document.text)
         sums = self._sums(text)
         if sums is None:
-            return document
+            return {}, []
         if document.language == "zh":
             limits: Limits = self._spec.limits_zh
             size = max(len(text) - text.count(" "), self._spec.min_characters_zh)
@@ -88,10 +137,21 @@ class Toxicity:
             for dimension, score in scores.items()
             if (limit := getattr(limits, dimension)) is not None and score >= limit
         }
-        if not over:
-            return document
-        worst = max(over, key=over.__getitem__)
-        return Drop(f"toxic_{worst}", ", ".join(f"{dimension} {score:.1f}" for dimension, score in scores.items()))
+        return over, [f"{dimension} {score:.1f}" for dimension, score in scores.items()]
+
+    def _by_model(self, document: Document) -> tuple[dict[str, float], list[str]]:
+        model = self._classifier.model(document.language) if self._classifier is not None else None
+        if model is None:
+            return {}, []
+        pieces = [_features(piece, document.language) for piece in _pieces(document.text)]
+        likeliest = dict(zip(model.heads, model.probabilities(pieces).max(axis=0).tolist(), strict=True))
+        limits = self._spec.model_limits
+        over = {
+            dimension: probability / max(limit, 1e-9)
+            for dimension, probability in likeliest.items()
+            if (limit := getattr(limits, dimension)) is not None and probability >= limit
+        }
+        return over, [f"{dimension} {likeliest[dimension]:.2f} by model" for dimension in over]
 
     def _sums(self, text: str) -> list[float] | None:
         """Weights of the terms in ``text`` (lower case, single spaces), by dimension. Of terms that overlap the first counts,
@@ -106,6 +166,57 @@ class Toxicity:
                 at = end
                 sums = [total + weight for total, weight in zip(sums, self._weights[number], strict=True)]
         return sums if at else None
+
+
+def _classifier(spec: ToxicitySpec) -> "Classifier | None":
+    if spec.training is not None:
+        # The preparation trains before it makes the stages that clean; what that needs is said before.
+        library("sklearn.linear_model", spec.stage)
+    if spec.trained is None:
+        return None
+    from data.classifier.model import Classifier
+
+    return Classifier.load(Path(spec.trained.path), spec.trained.checksum)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Lines together up to 2,000 characters, longer lines cut: a piece is as long as what a model is trained on, and a page
+    of it in a book shows. Of a text without lines there is one piece."""
+    start, end = 0, 0
+    while start < len(text) or not end:
+        end = min(start + _PIECE_CHARACTERS, len(text))
+        if end < len(text) and (border := text.rfind("\n", start + 1, end)) > 0:
+            end = border + 1
+        yield text[start:end]
+        start = end = max(end, 1)
+
+
+def _features(text: str, language: str) -> "Features":
+    from data.classifier.features import features_of
+    from data.dedup.shingles import by_characters, unit_hashes
+
+    return features_of(unit_hashes(text, language), by_characters(language))
+
+
+class ToxicityLearner:
+    """Each dimension is a question of its own."""
+
+    together = False
+    corpora: Sequence[tuple[str, Any]] = ()
+
+    def read_label(self, line: dict[str, Any]) -> tuple[str, ...]:
+        labels = line.get("labels")
+        if not isinstance(labels, list) or not all(label in DIMENSIONS for label in labels):
+            raise ValueError(f"field 'labels' is {labels!r}, not a list of any of {', '.join(DIMENSIONS)}")
+        return tuple(labels)
+
+    def features(self, text: str, language: str) -> "Features":
+        return _features(text, language)
+
+    def questions(self, labels: Sequence[tuple[str, ...]]) -> dict[str, "npt.NDArray[np.bool_]"]:
+        import numpy as np
+
+        return {dimension: np.array([dimension in each for each in labels], np.bool_) for dimension in DIMENSIONS}
 
 
 def _evened(text: str) -> str:

@@ -1,0 +1,205 @@
+"""The phase before cleaning: what stages learn from is listed, and each classifier is trained once, in one task.
+
+It lies in ``.classifiers`` beside the prepared data sets, under the hash of what decides its bytes, so another preparation
+finds it there. The stages that clean have the path and checksum of the file in their settings, and nothing to learn from.
+"""
+
+import json
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from data.classifier.examples import Example, ExampleFiles, Sample, TrainingError, corpus, labelled
+from data.classifier.figures import ClassifierFigures
+from data.classifier.fit import Examples, fit
+from data.classifier.learner import Learner
+from data.classifier.model import FORMAT, Classifier, primary
+from data.classifier.spec import ExamplesSpec, Trainable, TrainedSpec, TrainingSpec
+from data.errors import MantaError
+from data.executors import Executor
+from data.files import checksum, write_atomically
+from data.sources import list_files
+from data.spec import DataSpec, SourceSpec
+from data.stages.registry import make_learner
+
+_FOLDER = ".classifiers"
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What one stage learns from, listed; or the checksum of what it learned before."""
+
+    stage: int
+    """Its place, from 0."""
+    spec: Trainable
+    checksum: str = ""
+    labelled: tuple[ExampleFiles, ...] = ()
+    corpora: tuple[tuple[ExampleFiles, Any], ...] = ()
+
+    @property
+    def pointer(self) -> str:
+        return f"/data_pipeline/stages/{self.stage}"
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that decides the classifier's bytes, or of those bytes."""
+        if self.checksum:
+            return self.checksum
+        assert self.spec.examples is not None
+        digest = xxhash.xxh3_128()
+        versions = [
+            FORMAT,
+            unicodedata.unidata_version,
+            *(metadata.version(name) for name in ("numpy", "scipy", "scikit-learn")),
+        ]
+        settings = self.spec.examples.model_dump(mode="json")
+        digest.update(json.dumps([versions, type(self.spec).__name__, settings]).encode())
+        for entry in (*self.labelled, *(entry for entry, _ in self.corpora)):
+            digest.update(json.dumps([[file.path, file.size, file.digest] for file in entry.files]).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class LearnTask:
+    index: int
+    lesson: Lesson
+    path: Path
+    """Where the classifier is to lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnResult:
+    index: int
+    failure: tuple[type[MantaError], str, str | None] | None = None
+    """An error of the user's, carried home as a value: executors wrap exceptions in their own."""
+
+
+def list_lessons(data: DataSpec, pulse: Callable[[], None] = lambda: None) -> list[Lesson]:
+    """What the stages learn from, in their order; their files' content is hashed.
+
+    Raises:
+        SourceError: something is not there or of no known format; the pointer says where the spec names it.
+        OSError: a classifier that was trained before cannot be read; the stage that is made of it says more.
+    """
+    return [
+        _listed(number, spec, pulse)
+        for number, spec in enumerate(data.stages)
+        if isinstance(spec, Trainable) and (spec.examples or spec.trained)
+    ]
+
+
+def _listed(number: int, spec: Trainable, pulse: Callable[[], None]) -> Lesson:
+    at = f"/data_pipeline/stages/{number}"
+    if spec.trained is not None:
+        return Lesson(number, spec, checksum=checksum(Path(spec.trained.path), pulse))
+    assert spec.examples is not None
+
+    def entries(field: str) -> Iterator[ExampleFiles]:
+        given: tuple[ExamplesSpec, ...] = getattr(spec.examples, field)
+        for i, entry in enumerate(given):
+            source = SourceSpec(path=entry.path, language=entry.language, text_field=entry.text_field)
+            pointer = f"{at}/training/{field}/{i}"
+            yield ExampleFiles(source, tuple(list_files(source, pointer, pulse)), pointer)
+
+    corpora = [(entry, label) for field, label in make_learner(spec).corpora for entry in entries(field)]
+    return Lesson(number, spec, labelled=tuple(entries("labelled")), corpora=tuple(corpora))
+
+
+def learn(data: DataSpec, lessons: Sequence[Lesson], root: Path, executor: Executor) -> DataSpec:
+    """The same spec, whose stages have learned.
+
+    Args:
+        root: the classifiers lie below it.
+
+    Raises:
+        DocumentError: an example is broken; the message names file and line.
+        SourceError: a file changed while it was read.
+        TrainingError: there are too few examples, or of one kind only, in every language.
+    """
+    paths = {lesson.stage: _path(lesson, root) for lesson in lessons}
+    tasks = [
+        LearnTask(index, lesson, paths[lesson.stage])
+        for index, lesson in enumerate(lesson for lesson in lessons if not paths[lesson.stage].is_file())
+    ]
+    for result in executor.map(teach, tasks):
+        if result.failure is not None:
+            error, detail, pointer = result.failure
+            raise error(detail, pointer=pointer)
+    stages = list(data.stages)
+    for number, path in paths.items():
+        trained = TrainedSpec(path=str(path), checksum=checksum(path))
+        stages[number] = stages[number].model_copy(update={"training": None, "trained": trained})
+    return data.model_copy(update={"stages": tuple(stages)})
+
+
+def classifiers(data: DataSpec) -> Iterator[ClassifierFigures]:
+    """Of every stage that may have one, those that have learned or not."""
+    for number, spec in enumerate(data.stages, 1):
+        if isinstance(spec, Trainable):
+            figures = ClassifierFigures(stage=spec.stage, number=number)
+            if spec.trained is not None:
+                path = Path(spec.trained.path)
+                learned = Classifier.load(path, spec.trained.checksum).figures
+                update = {"languages": learned.languages, "file": path.name, "checksum": spec.trained.checksum}
+                figures = figures.model_copy(update=update)
+            yield figures
+
+
+def _path(lesson: Lesson, root: Path) -> Path:
+    if lesson.spec.trained is not None:
+        return Path(lesson.spec.trained.path).absolute()
+    return root / _FOLDER / f"{lesson.identity}.safetensors"
+
+
+def teach(task: LearnTask) -> LearnResult:
+    """Trains one classifier and writes its file."""
+    try:
+        write_atomically(task.path, train(task.lesson).dump())
+    except MantaError as error:
+        return LearnResult(task.index, (type(error), error.detail, error.pointer))
+    return LearnResult(task.index)
+
+
+def train(lesson: Lesson) -> Classifier:
+    """Without files, phases or executors: what a lesson teaches. Raises as ``learn`` does."""
+    spec, learner = lesson.spec.examples, make_learner(lesson.spec)
+    assert spec is not None
+    languages = _sampled(lesson, learner, spec)
+    examples: dict[str, Examples] = {}
+    for language, sample in languages.items():
+        rows = sample.lowest()
+        questions = learner.questions([label for _, _, label in rows])
+        examples[language] = Examples(
+            hash_D=np.array([hash_ for hash_, _, _ in rows], np.uint64),
+            features=[learner.features(text, language) for _, text, _ in rows],
+            heads=tuple(questions),
+            answer_DH=np.stack(list(questions.values()), axis=1) if questions else np.zeros((len(rows), 0), np.bool_),
+        )
+    classifier = fit(examples, spec, together=learner.together)
+    if not any(figures.heads for figures in classifier.figures.languages):
+        counts = ", ".join(f"{figures.examples} of {figures.language}" for figures in classifier.figures.languages) or "none"
+        raise TrainingError(
+            f"no classifier can be trained of these examples ({counts}): in one language at least, a question needs"
+            f" {spec.min_examples} on each of its sides",
+            pointer=f"{lesson.pointer}/training",
+        )
+    return classifier
+
+
+def _sampled(lesson: Lesson, learner: Learner, spec: TrainingSpec) -> dict[str, Sample]:
+    def read() -> Iterator[Example]:
+        for entry in lesson.labelled:
+            yield from labelled(entry, learner.read_label)
+        for entry, label in lesson.corpora:
+            yield from corpus(entry, label)
+
+    languages: dict[str, Sample] = {}
+    for example in read():
+        languages.setdefault(primary(example.language), Sample(spec.max_examples)).add(example)
+    return languages

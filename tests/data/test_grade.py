@@ -1,0 +1,395 @@
+"""Grades by rules and by classifiers, alone and in a preparation."""
+
+import gzip
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from data import stdlib
+from data.classifier.fit import calibration_error
+from data.classifier.learn import list_lessons, train
+from data.documents import Document
+from data.errors import DocumentError, MantaError, SourceError
+from data.executors import Executor, SerialExecutor
+from data.files import checksum
+from data.prepare import Prepared, prepare
+from data.report import Report
+from data.spec import DataSpec, TokenizerSpec
+from data.stages import libraries
+from data.stages.base import Drop
+from data.stages.grade import Grade, GradeLearner, GradeSpec
+from data.stages.libraries import LibraryMissing
+from data.stages.registry import given_stages
+from tests.data.conftest import WORDS, data_spec, write
+from tests.data.test_prepare import Backwards, files
+
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
+
+PROSE = {
+    "en": [
+        (
+            "The ferry left the harbour a little after six, while the lamps along the quay were still burning, and "
+            "most of the people on board went straight below to the saloon."
+        ),
+        (
+            "A retired teacher stayed at the rail with her granddaughter, who wanted to know why the water was green "
+            "near the pier and black further out."
+        ),
+        (
+            "They talked about the depth of the bay, and about the river that carries sand into it every spring, until"
+            " the girl grew cold and asked for cocoa."
+        ),
+        (
+            "In the afternoon the wind turned to the north, and the captain, who had sailed this route for twenty "
+            "years, told the passengers that they would be late and that nobody needed to worry."
+        ),
+        (
+            "That evening they saw the lights of the island, and the first of the fishing boats coming home with gulls"
+            " behind it."
+        ),
+        "It was the kind of crossing that nobody remembers for long, which is to be said of most good things.",
+    ],
+    "zh": [
+        "清晨六点刚过，渡轮就离开了港口，码头上的灯还亮着，大多数乘客直接下到了船舱里。",
+        "一位退休的老师和她的孙女留在栏杆旁边，小姑娘想知道为什么码头附近的海水是绿色的，而远处的却是黑色的。",
+        "她们谈到了海湾的深度，也谈到了每年春天把泥沙带进海湾的那条河，直到孩子觉得冷了，想要喝一杯热可可。",
+        "下午风向转北，船长在这条航线上跑了二十年，他告诉乘客们船会晚到，但是不用担心。",
+        "那天傍晚，他们看见了岛上的灯光，第一批渔船正在返航，身后跟着一群海鸥。",
+        "这样的航程没有人会记得很久，不过大多数美好的事情也都是如此。",
+    ],
+}
+MENU = {
+    "en": "Home\nShop\nNew arrivals\nSale\nContact us\nLogin\n" * 6 + "Copyright 2021 # Terms # Privacy # Sitemap",
+    "zh": "首页\n登录\n注册\n购物车\n联系我们\n关于我们\n" * 8 + "版权所有 2021 # 网站地图",
+}
+
+
+def graded(text: str, language: str = "en", **settings: Any) -> Document | Drop:
+    return Grade(GradeSpec(**settings))(Document(text, "", language, "web"))
+
+
+def level(text: str, language: str = "en") -> int:
+    outcome = graded(text, language)
+    assert isinstance(outcome, Document)
+    assert outcome.grade is not None
+    return outcome.grade
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_prose_has_the_best_grade_by_rules_and_a_menu_the_worst(language: str) -> None:
+    assert level("\n".join(PROSE[language]), language) == 4
+    assert level(MENU[language], language) == 0
+
+
+def _without_stop_words(text: str) -> str:
+    return re.sub(r"\b(the|be|to|of|and|that|have|with) ", "", text, flags=re.IGNORECASE)
+
+
+SPOILT: dict[str, Callable[[str], str]] = {
+    "short": lambda text: " ".join(text.split()[:40]) + ".",
+    "numbers": lambda text: text.replace(" ", " 7 "),
+    "long words": lambda text: re.sub(r"(\w+) (\w+) ", r"\1\2able ", text),
+    "no stop words": _without_stop_words,
+    "hashes": lambda text: text.replace(" the", " #the #"),
+    "unended lines": lambda text: text.replace(".\n", "\n"),
+    "short lines": lambda text: text.replace(" ", "\n"),
+    "repeated lines": lambda text: text + "\n" + text[:400],
+    "repeated phrases": lambda text: text.replace(" and ", " and so it went on and on as before for a very long time and "),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_what_rules_drop_costs_two_levels_or_more(spoil: Callable[[str], str]) -> None:
+    assert level(spoil("\n".join(PROSE["en"]))) <= 2
+
+
+def test_a_language_without_a_list_of_stop_words_does_not_lack_them() -> None:
+    assert level(_without_stop_words("\n".join(PROSE["en"])), "xx") == 4
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "...", "x", "\U0001f600" * 500, "字"])
+@pytest.mark.parametrize("language", ["en", "zh", "th"])
+def test_any_text_has_a_grade(text: str, language: str) -> None:
+    assert 0 <= level(text, language) <= 4
+
+
+def test_levels_that_are_not_kept_are_dropped_with_their_figure() -> None:
+    assert graded(MENU["en"], keep=[3, 4]) == Drop("grade_0", "0")
+    assert isinstance(graded(MENU["en"], keep=[0]), Document)
+    assert isinstance(graded("\n".join(PROSE["en"]), keep=[0]), Drop)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"keep": []}, "keep"),
+        ({"keep": [5]}, "less than or equal to 4"),
+        ({"training": {}}, "labelled texts, or both good and poor ones"),
+        ({"training": {"good": [{"path": "a"}]}}, "labelled texts, or both good and poor ones"),
+        ({"training": {"labelled": [{"path": "a"}]}, "trained": {"path": "b"}}, "training and trained exclude each other"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        GradeSpec.model_validate(settings)
+
+
+# Real text, and the same text spoilt.
+
+
+def pieces(language: str) -> list[str]:
+    """Passages of some hundred characters, the same everywhere that has the corpus."""
+    names = {"en": ("wiki-en.jsonl.gz",), "zh": ("wiki-zh.jsonl.gz", "poems-zh.jsonl.gz")}[language]
+    found = []
+    for name in names if CORPUS.is_dir() else ():
+        with gzip.open(CORPUS / name, "rt", encoding="utf-8") as lines:
+            texts = [json.loads(line)["text"] for line in lines]
+        if name.startswith("poems"):
+            found += ["\n".join(texts[i : i + 2]) for i in range(0, 2400, 2)]
+        else:
+            found += [line.strip() for text in texts for line in text.split("\n")]
+    if not found and language == "en":
+        texts = (text for name in stdlib.modules("stdlib:prose") for _, text in stdlib.texts("stdlib:prose", name))
+        found = [part.strip() for text in texts for part in text.split("\n\n")]
+    return [text[:2000] for text in found if len(text) > (200 if language == "en" else 40)]
+
+
+def spoilt(text: str, language: str, rng: random.Random) -> str:
+    """Shuffled, half replaced, or half a menu: some plainly, some little."""
+    units = text.split() if language == "en" else list(text)
+    joint = " " if language == "en" else ""
+    boilerplate = MENU[language].split("\n")
+    kind, share = rng.randrange(3), rng.uniform(0.1, 1)
+    chosen = [i for i in range(len(units)) if rng.random() < share]
+    if kind == 0:
+        for place, source in zip(chosen, rng.sample(chosen, len(chosen)), strict=True):
+            units[place], units[source] = units[source], units[place]
+    for place in chosen if kind else ():
+        units[place] = rng.choice(boilerplate if kind == 1 else units)
+    return joint.join(units)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_on_real_text_it_is_calibrated_and_knows_better_than_rules(language: str, tmp_path: Path) -> None:
+    every, rng = pieces(language), random.Random(7)
+    if not every:
+        pytest.skip("no Chinese text here")
+    rng.shuffle(every)
+    pairs = [(text, 4) if rng.random() < 0.5 else (spoilt(text, language, rng), 0) for text in every]
+    cut = 2 * len(pairs) // 3
+    for name, grade in (("good", 4), ("poor", 0)):
+        lines = [json.dumps({"text": text}) for text, label in pairs[:cut] if label == grade]
+        write(tmp_path / f"{name}.jsonl", "\n".join(lines).encode())
+    training = {name: [{"path": str(tmp_path / f"{name}.jsonl"), "language": language}] for name in ("good", "poor")}
+    [listed] = list_lessons(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
+    classifier = train(listed)
+    model = classifier.model(language)
+    assert model is not None, classifier.figures
+    assert model.heads == ("0-4",)
+    [figures] = classifier.figures.languages
+    assert figures.heads[0].calibration_error <= 0.05
+
+    unseen = pairs[cut:]
+    good = np.array([label == 4 for _, label in unseen])
+    said = model.probabilities([GradeLearner().features(text, language) for text, _ in unseen])[:, 0]
+    assert calibration_error(said, good) <= 0.05 + 1 / np.sqrt(len(unseen))  # that many draws err by about so much
+    by_rules = np.array([level(text, language) for text, _ in unseen])
+    assert ((said > 0.5) == good).mean() > max(((by_rules >= border) == good).mean() for border in range(5))
+
+
+# In a preparation.
+
+
+def bank(seed: int, count: int = 260) -> list[tuple[str, int]]:
+    """Texts of three kinds with their grades: prose from one stock of words, notices from another, and in between."""
+    rng = random.Random(seed)
+    stocks = WORDS[:6], ("login", "cart", "sale", "click", "cookies", "free")
+    made = []
+    for number in range(count):
+        grade = rng.choice((0, 2, 4))
+        words = [rng.choice(stocks[rng.random() > grade / 4]) for _ in range(40)]
+        made.append((f"Number {seed} {number}: {' '.join(words)}.", grade))
+    return made
+
+
+def labelled(seed: int, language: str = "en") -> bytes:
+    lines = [{"text": text, "grade": grade, "language": language} for text, grade in bank(seed)]
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> DataSpec:
+    write(tmp_path / "examples.jsonl", labelled(1))
+    for part in range(3):
+        write(tmp_path / f"in-{part}.jsonl", b"".join(json.dumps({"text": t}).encode() + b"\n" for t, _ in bank(part + 10, 60)))
+    training = {"labelled": [{"path": str(tmp_path / "examples.jsonl")}]}
+    return data_spec(
+        str(tmp_path / "in-*.jsonl"), stages=["normalise", {"stage": "grade", "keep": [2, 3, 4], "training": training}]
+    )
+
+
+def prepared_in(root: Path, spec: DataSpec, executor: Executor | None = None) -> Prepared:
+    return prepare(spec, TokenizerSpec(vocab_size=300), root, executor or SerialExecutor(), lambda progress: None)
+
+
+def with_stage(spec: DataSpec, **settings: Any) -> DataSpec:
+    stage = {**spec.stages[1].model_dump(), **settings}
+    return DataSpec.model_validate({**spec.model_dump(), "stages": given_stages(["normalise", stage])})
+
+
+def test_a_preparation_trains_grades_keeps_and_reports(spec: DataSpec, tmp_path: Path) -> None:
+    prepared = prepared_in(tmp_path / "a", spec)
+    report = Report.read(prepared.path)
+    step = report.steps[2]
+    levels = step.grades["en"]
+    truth = Counter(grade for part in range(3) for _, grade in bank(part + 10, 60))
+    assert sum(levels) == 180
+    assert abs(levels[0] + levels[1] - truth[0]) < 20
+    assert step.dropped == levels[0] + levels[1]
+    assert set(step.drops) <= {"grade_0", "grade_1"}
+    [figures] = report.classifiers
+    assert (figures.stage, figures.number) == ("grade", 2)
+    assert [head.name for head in figures.languages[0].heads] == ["0-2", "2-4"]
+    assert all(head.calibration_error <= 0.05 for head in figures.languages[0].heads)
+    made = tmp_path / "a" / ".classifiers" / figures.file
+    assert prepared.manifest.classifiers == {"stages/1": checksum(made)} == {"stages/1": figures.checksum}
+
+
+def test_without_examples_rules_decide_and_the_report_says_that_there_is_no_model(spec: DataSpec, tmp_path: Path) -> None:
+    prepared = prepared_in(tmp_path / "a", with_stage(spec, training=None, keep=None))
+    [figures] = Report.read(prepared.path).classifiers
+    assert (figures.file, figures.languages) == ("", ())
+    assert sum(Report.read(prepared.path).steps[2].grades["en"]) == 180
+    assert prepared.manifest.classifiers == {}
+
+
+def test_who_does_the_work_and_in_what_order_does_not_matter(spec: DataSpec, tmp_path: Path) -> None:
+    one, other = prepared_in(tmp_path / "a", spec), prepared_in(tmp_path / "b", spec, Backwards())
+    assert files(one.path) == files(other.path)
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_data_trains_the_same_bytes(spec: DataSpec, tmp_path: Path) -> None:
+    from data.ray_executor import RayDataExecutor
+
+    serial = prepared_in(tmp_path / "serial", spec)
+    spread = prepared_in(tmp_path / "ray", spec, RayDataExecutor())
+    assert files(serial.path) == files(spread.path)
+    assert files(tmp_path / "serial" / ".classifiers") == files(tmp_path / "ray" / ".classifiers")
+
+
+def test_a_classifier_is_trained_once_and_found_again(spec: DataSpec, tmp_path: Path) -> None:
+    prepared_in(tmp_path / "a", spec)
+    [made] = (tmp_path / "a" / ".classifiers").iterdir()
+    before = made.stat().st_mtime_ns
+    again = prepared_in(tmp_path / "a", with_stage(spec, keep=[4]))
+    assert not again.reused
+    assert [made] == list(made.parent.iterdir())
+    assert made.stat().st_mtime_ns == before
+
+
+def test_other_examples_are_another_data_set(spec: DataSpec, tmp_path: Path) -> None:
+    first = prepared_in(tmp_path / "a", spec)
+    assert prepared_in(tmp_path / "a", spec).reused
+    write(tmp_path / "examples.jsonl", labelled(2))
+    assert prepared_in(tmp_path / "a", spec).path != first.path
+    assert len(list((tmp_path / "a" / ".classifiers").iterdir())) == 2
+
+
+def test_a_classifier_that_was_trained_before_grades_alike(spec: DataSpec, tmp_path: Path) -> None:
+    first = prepared_in(tmp_path / "a", spec)
+    [made] = (tmp_path / "a" / ".classifiers").iterdir()
+    second = prepared_in(tmp_path / "a", with_stage(spec, training=None, trained={"path": str(made)}))
+    assert second.path != first.path
+    assert [step.grades for step in Report.read(second.path).steps] == [step.grades for step in Report.read(first.path).steps]
+    assert second.manifest.classifiers == first.manifest.classifiers
+
+
+def test_a_trained_classifier_that_is_another_one_is_refused(spec: DataSpec, tmp_path: Path) -> None:
+    other = write(tmp_path / "other.safetensors", b"no such thing")
+    for trained in ({"path": other}, {"path": other, "checksum": "0" * 32}, {"path": str(tmp_path / "gone")}):
+        with pytest.raises(SourceError, match=r"other\.safetensors|gone") as raised:
+            prepared_in(tmp_path / "a", with_stage(spec, training=None, trained=trained))
+        assert raised.value.pointer == "/data_pipeline/stages/1/trained/path"
+
+
+def test_a_language_with_few_examples_is_graded_by_rules_and_the_report_says_so(spec: DataSpec, tmp_path: Path) -> None:
+    few = [{"text": text, "grade": grade, "language": "de"} for text, grade in bank(3, 20)]
+    write(tmp_path / "examples.jsonl", labelled(1) + b"".join(json.dumps(line).encode() + b"\n" for line in few))
+    german, english = Report.read(prepared_in(tmp_path / "a", spec).path).classifiers[0].languages
+    assert (german.language, german.examples, german.heads) == ("de", 20, ())
+    assert "fewer than 50 examples" in german.off
+    assert english.off == ""
+
+
+FAULTS: dict[str, tuple[bytes | None, str, str]] = {
+    "missing": (None, "does not exist", "/labelled/0/path"),
+    "empty": (b"", "is empty", "/labelled/0/path"),
+    "broken": (labelled(1) + b"{", r"examples\.jsonl:261: not JSON", "/labelled/0/path"),
+    "one class only": (
+        b"".join(line for line in labelled(1).splitlines(keepends=True) if b'"grade": 4' in line),
+        "no class",
+        "",
+    ),
+    "too few": (b"".join(labelled(1).splitlines(keepends=True)[:30]), "50 on each of its sides", ""),
+}
+
+
+@pytest.mark.parametrize("executor", [SerialExecutor(), Backwards()], ids=["serial", "backwards"])
+@pytest.mark.parametrize(("content", "message", "pointer"), FAULTS.values(), ids=FAULTS)
+def test_training_data_that_is_no_use_is_the_users_error(
+    content: bytes | None, message: str, pointer: str, executor: Executor, spec: DataSpec, tmp_path: Path
+) -> None:
+    path = tmp_path / "examples.jsonl"
+    if content is None:
+        path.unlink()
+    else:
+        write(path, content)
+    with pytest.raises(MantaError, match=message) as raised:
+        prepared_in(tmp_path / "a", spec, executor)
+    assert raised.value.pointer == f"/data_pipeline/stages/1/training{pointer}"
+    assert not list((tmp_path / "a").glob("*.partial"))
+
+
+def test_corpora_may_be_of_any_kind_that_sources_are(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.txt", "\n\n".join(text for text, grade in bank(1, 4000) if grade == 4).encode())
+    poor = write(tmp_path / "poor.jsonl.gz", b"".join(json.dumps({"body": t}).encode() + b"\n" for t, g in bank(2) if not g))
+    training = {"good": [{"path": good}], "poor": [{"path": poor, "text_field": "body"}], "min_examples": 10}
+    [listed] = list_lessons(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
+    assert train(listed).figures.languages[0].heads[0].ranking > 0.9
+    broken = write(tmp_path / "poor.jsonl.gz", b'{"text": "a"}\n')
+    [listed] = list_lessons(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
+    with pytest.raises(DocumentError, match="no field 'body'") as raised:
+        train(listed)
+    assert broken in raised.value.detail
+    assert raised.value.pointer == "/data_pipeline/stages/0/training/poor/0/text_field"
+
+
+def test_a_file_that_changes_while_it_is_learned_from_is_named(spec: DataSpec, tmp_path: Path) -> None:
+    [listed] = list_lessons(spec)
+    write(tmp_path / "examples.jsonl", labelled(5))
+    with pytest.raises(SourceError, match="changed while it was read") as raised:
+        train(listed)
+    assert raised.value.pointer == "/data_pipeline/stages/1/training/labelled/0/path"
+
+
+def test_the_library_that_trains_is_missed_before_anything_is_read(
+    spec: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}", name="sklearn")
+
+    monkeypatch.setattr(libraries.importlib, "import_module", missing)
+    with pytest.raises(LibraryMissing, match="sklearn") as raised:
+        prepared_in(tmp_path / "a", spec)
+    assert raised.value.pointer == "/data_pipeline/stages/1"
+    assert not (tmp_path / "a").exists()
