@@ -4,7 +4,7 @@ in proportion to its length."""
 import json
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +18,7 @@ from data.documents import Document
 from data.executors import SerialExecutor
 from data.prepare import prepare
 from data.selection import text_hash
-from data.spec import DataSpec, TokenizerSpec
+from data.spec import TokenizerSpec
 from data.stages.base import Drop, Stage
 from data.stages.registry import PRESETS, StageSpec, make_stage
 from tests.data.conftest import data_spec, write
@@ -191,40 +191,33 @@ def test_every_preset_prepares_what_nobody_would_write(preset: str, tmp_path: Pa
         assert set(made[0].manifest.drops) == {"duplicate", "near_duplicate"}
 
 
-def tiny_documents(path: Path, count: int) -> DataSpec:
-    write(path, "".join(f'{{"text":"{chr(97 + i % 26)}"}}\n' for i in range(count)).encode())
-    return data_spec(str(path), stages="none", deduplicate=False)
+class Measured:
+    """Memory: at the most while documents are cleaned, and from there to the first shard, which is not made."""
 
+    def __init__(self) -> None:
+        self.cleaning = self.choosing = 0
 
-def _peak(work: Callable[[], object]) -> int:
-    tracemalloc.start()
-    kept = work()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    del kept
-    return peak
+    def map(self, fn: Callable[[Any], Any], shards: Sequence[Any]) -> Iterator[Any]:
+        if fn.__name__ == "pack_documents":
+            self.choosing = tracemalloc.get_traced_memory()[1]
+            raise KeyboardInterrupt
+        tracemalloc.start()
+        results = [fn(task) for task in shards]
+        self.cleaning = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        return iter(results)
 
 
 def test_what_millions_of_tiny_documents_cost_in_memory_is_arrays(tmp_path: Path) -> None:
-    from data.corpus import clean_tasks
-    from data.prepare import _pack_tasks
-    from data.sources import list_files
-    from data.split import make_corpus
-    from data.tasks import clean_files
-
-    cleaning, choosing = [], []
-    for count in (9_000, 27_000):
-        work = tmp_path / f"{count}"
-        spec = tiny_documents(work / "a.jsonl", count)
-        [task] = clean_tasks(spec, [list_files(spec.sources[0], "")], work)
-        cleaning.append(_peak(lambda task=task: clean_files(task)))  # type: ignore[misc]
-        result = clean_files(task)
-        write(work / "tokenizer.model", b"")
-
-        def choose(spec: DataSpec = spec, task: Any = task, result: Any = result, work: Path = work) -> Any:
-            corpus = make_corpus(spec, [task], [result], work, SerialExecutor(), lambda: None)
-            return corpus, list(_pack_tasks(spec, corpus, work))
-
-        choosing.append(_peak(choose))
-    assert cleaning[1] < 1.2 * cleaning[0]  # a task holds a batch of documents, whatever the file has
-    assert (choosing[1] - choosing[0]) / 18_000 < 400  # bytes a document, at the most at once
+    measured = []
+    for count in (300, 9_000, 27_000):  # the first loads what is loaded once
+        lines = "".join(f'{{"text":"{chr(97 + i % 26)}"}}\n' for i in range(count))
+        spec = data_spec(write(tmp_path / f"{count}.jsonl", lines.encode()), stages="none", deduplicate=False)
+        measured.append(Measured())
+        tokenizer = TokenizerSpec(vocab_size=300, sample_bytes=1024)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(spec, tokenizer, tmp_path / f"{count}", measured[-1], lambda progress: None)
+        tracemalloc.stop()
+    few, many = measured[1:]
+    assert many.cleaning < 1.2 * few.cleaning  # a task holds a batch of documents, whatever the file has
+    assert 8 < (many.choosing - few.choosing) / 18_000 < 400  # bytes a document, at the most at once
