@@ -40,7 +40,6 @@ def part_name(data: DataSpec, source: SourceSpec, files: Sequence[InputFile], ne
         data.max_document_bytes,
         data.on_bad_document,
         data.keep_dropped,
-        data.keep_dropped,
         [[file.path, file.size, file.digest] for file in files],
     ]
     return f"documents-{xxhash.xxh3_128_hexdigest(json.dumps(settings).encode())}.arrow"

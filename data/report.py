@@ -15,6 +15,9 @@ from data.files import checksum
 from data.manifest import REPORT_NAME, Count, Manifest, Record
 
 FORMAT = 2
+MOST_EPOCHS = 4.0
+"""Up to so many passes repeated text is about as good as new (Muennighoff et al. 2023, "Scaling Data-Constrained Language
+Models")."""
 
 
 class Amount(Record):

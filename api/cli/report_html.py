@@ -3,7 +3,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from api.cli.report_page import CLASSIFIER_COLUMNS, GRADE_COLUMNS, bins, classifiers, grades, tokenizer_title
+from api.cli.report_page import (
+    CLASSIFIER_COLUMNS,
+    GRADE_COLUMNS,
+    OVERLAP_COLUMNS,
+    OVERLAP_TITLE,
+    bins,
+    classifiers,
+    clusters_title,
+    grades,
+    overlap_rows,
+    repeated,
+    tokenizer_title,
+)
 from api.cli.text import count, size
 from data.report import Histogram, Report, Step
 
@@ -49,13 +61,15 @@ def document(report: Report, tokens: int | None, epochs: Mapping[str, float] | N
             if tokens is None
             else [f'<p class="dim">times: how often a run of {count(tokens)} tokens goes through the cell</p>']
         ),
+        *([f"<p>{escape(often)}</p>"] if (often := repeated(epochs)) else []),
         "<h2>Documents by length in tokens</h2>",
         _histogram(report.lengths),
         *(
-            ["<h2>Groups of documents that are the same, by size</h2>", _histogram(report.duplicate_clusters)]
+            [f"<h2>{escape(clusters_title(report))}</h2>", _histogram(report.duplicate_clusters)]
             if report.duplicate_clusters.total
             else []
         ),
+        *([f"<h2>{OVERLAP_TITLE}</h2>", _table(OVERLAP_COLUMNS, overlap_rows(report))] if report.decontamination else []),
         f"<h2>{escape(tokenizer_title(report))}</h2>",
         _tokenizer(report),
     ]

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.cli.text import count, size
-from data.report import Amount, Histogram, Report, Step
+from data.report import MOST_EPOCHS, Amount, Histogram, Report, Step
 
 _BAR = 30
 _EXAMPLES = 2
@@ -36,9 +36,13 @@ def page(report: Report, tokens: int | None, epochs: Mapping[str, float] | None)
     parts += _section("Cells", _cells(report, epochs))
     if tokens is not None:
         parts.append(Text(f"times: how often a run of {count(tokens)} tokens goes through the cell", "dim"))
+    if often := repeated(epochs):
+        parts.append(Text(often, "yellow"))
     parts += _section("Documents by length in tokens", histogram(report.lengths))
     if report.duplicate_clusters.total:
-        parts += _section("Groups of documents that are the same, by size", histogram(report.duplicate_clusters))
+        parts += _section(clusters_title(report), histogram(report.duplicate_clusters))
+    if report.decontamination:
+        parts += _section(OVERLAP_TITLE, _overlaps(report))
     parts += _section(tokenizer_title(report), _tokenizer(report))
     return Group(*parts)
 
@@ -146,6 +150,35 @@ def _cells(report: Report, epochs: Mapping[str, float] | None) -> Table:
         documents = [count(amount.documents) for amount in amounts]
         tokens = [count(cell.train.tokens), count(cell.held_out.tokens)]
         _row(table, cell.name, *documents, size(cell.kept.bytes), *tokens, times)
+    return table
+
+
+def repeated(epochs: Mapping[str, float] | None) -> str:
+    """Which cells a run repeats too often; empty if none."""
+    cells = [f"{name} ({times:.1f})" for name, times in (epochs or {}).items() if times > MOST_EPOCHS]
+    return f"more than {MOST_EPOCHS:g} times, when repeated text teaches less and less: {', '.join(cells)}" if cells else ""
+
+
+def clusters_title(report: Report) -> str:
+    largest = f"; the largest has {count(report.largest_cluster)}" if report.largest_cluster else ""
+    return f"Groups of documents that are the same, or nearly, by size{largest}"
+
+
+OVERLAP_TITLE = "Training documents that overlap held-out documents or test sets"
+OVERLAP_COLUMNS = ("compared with", "items>", "too short to tell>", "n-grams>", "items found>", "documents dropped>")
+
+
+def overlap_rows(report: Report) -> list[tuple[str, ...]]:
+    return [
+        (each.name, *map(count, (each.items, each.too_short, each.ngrams, each.found, each.dropped)))
+        for each in report.decontamination
+    ]
+
+
+def _overlaps(report: Report) -> Table:
+    table = _table(*OVERLAP_COLUMNS)
+    for row in overlap_rows(report):
+        _row(table, *row)
     return table
 
 

@@ -1,21 +1,24 @@
 """`manta data report`: which data set, and what is shown of it."""
 
+import io
 import json
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from api.cli import connect
 from api.cli.main import app
 from api.cli.report_html import document
-from api.cli.report_page import bins, shorten, tokenizer_title
+from api.cli.report_page import OVERLAP_TITLE, bins, page, repeated, shorten, tokenizer_title
 from data.executors import SerialExecutor
 from data.prepare import prepare
-from data.report import Histogram, Report
+from data.report import Histogram, ReferenceFigures, Report
 from data.spec import DataSpec, TokenizerSpec
 from service.views import JobView, Page
 
@@ -97,6 +100,26 @@ def test_the_html_page_stands_alone_and_shows_text_as_text(data_set: Path, tmp_p
     assert len(page) < 30_000
     for words in ("deduplicate", "too_short", "en/web", "64,000", "bytes a token"):
         assert words in read.text
+
+
+def test_overlaps_and_clusters_are_shown_on_both_pages(data_set: Path) -> None:
+    plain = Report.read(data_set)
+    exam = ReferenceFigures(name="<exam>", items=20, too_short=3, ngrams=812, found=7, dropped=11)
+    report = plain.model_copy(update={"decontamination": (exam,)})
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(page(report, None, None))
+    for shown in (console.export_text(), Reader(document(report, None, None)).text):
+        assert OVERLAP_TITLE in shown
+        assert re.search(r"<exam>\s*20\s*3\s*812\s*7\s*11", shown)
+        assert "by size; the largest has 2" in shown
+    assert OVERLAP_TITLE not in document(plain, None, None)
+
+
+def test_cells_that_a_run_repeats_too_often_are_named(data_set: Path) -> None:
+    assert repeated(None) == repeated({"en/web": 4.0}) == ""
+    assert repeated({"en/web": 4.1, "en/code": 2.0, "zh/web": 30.0}).endswith(": en/web (4.1), zh/web (30.0)")
+    assert "more than 4 times" in manta(str(data_set), "--tokens", "640000").stdout
+    assert "more than 4 times" not in manta(str(data_set), "--tokens", "32").stdout
 
 
 def test_a_page_that_cannot_be_written_is_a_users_error(data_set: Path, tmp_path: Path) -> None:

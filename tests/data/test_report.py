@@ -141,7 +141,10 @@ def test_bytes_of_characters_without_a_piece_are_counted(tmp_path: Path, prepara
 def test_sizes_of_groups_of_equal_documents(tmp_path: Path, preparation: Preparation) -> None:
     one, two, three, *others = texts(30)
     path = write(tmp_path / "a.jsonl", json_lines([one] * 2 + [two] * 3 + [three] * 5 + others))
-    assert Report.read(preparation(data_spec(path)).path).duplicate_clusters.counts == (0, 2, 1)
+    report = Report.read(preparation(data_spec(path)).path)
+    assert (report.duplicate_clusters.counts, report.largest_cluster) == ((0, 2, 1), 5)
+    shown = report.steps[-1].examples["duplicate"]
+    assert [example.id.rpartition(":")[2] for example in shown] == ["2", "4", "5", "7", "8", "9", "10"]
     assert Report.read(preparation(data_spec(path, deduplicate=False)).path).steps[-1].drops == {}
 
 
