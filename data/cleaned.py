@@ -47,21 +47,34 @@ def part_name(data: DataSpec, source: SourceSpec, files: Sequence[InputFile], ne
 
 def claim(root: Path, identity: str, parts: Iterable[Path], pulse: Callable[[], None]) -> None:
     """Keeps parts, made or not, as long as the data set of that identity or its unfinished preparation is there."""
+    path, claimed = root / FOLDER / _CLAIMS / identity, json.dumps(sorted({part.stem for part in parts})).encode()
     with locked(root / f"{FOLDER}.lock", pulse):
-        write_atomically(root / FOLDER / _CLAIMS / identity, json.dumps(sorted({part.stem for part in parts})).encode())
+        if not path.is_file() or path.read_bytes() != claimed:
+            write_atomically(path, claimed)
 
 
-def tidy(root: Path, pulse: Callable[[], None]) -> None:
-    """Removes the parts that nobody claims."""
+def tidy(root: Path, pulse: Callable[[], None], failed: bool = False) -> None:
+    """Removes the parts that nobody claims, and what killed tasks left of parts that nobody makes now.
+
+    Args:
+        failed: a preparation failed: parts that nobody claims any more stay until one succeeds, which may take them.
+    """
     folder = root / FOLDER
     with locked(root / f"{FOLDER}.lock", pulse):
         claimed: set[str] = set()
-        for path in (folder / _CLAIMS).iterdir():
-            if (root / path.name).is_dir() or (root / f"{path.name}.partial").is_dir():
-                claimed.update(json.loads(path.read_bytes()))
-            else:
+        under_way: set[str] = set()
+        for path in (folder / _CLAIMS).glob("*"):
+            unfinished = (root / f"{path.name}.partial").is_dir()
+            if unfinished or (root / path.name).is_dir():
+                parts = json.loads(path.read_bytes())
+                claimed.update(parts)
+                under_way.update(parts if unfinished else ())
+            elif not failed or path.name.startswith(TEMPORARY_PREFIX):
                 path.unlink(missing_ok=True)
-        unclaimed = [path for path in folder.iterdir() if path.is_file() and _part_of(path) not in claimed]
+        for path in sorted(folder.glob(f"{TEMPORARY_PREFIX}*")):
+            if _part_of(path) not in under_way:
+                path.unlink(missing_ok=True)
+        unclaimed = [] if failed else [path for path in folder.glob("documents-*") if _part_of(path) not in claimed]
         # Markers first: a part without one is made again.
         for path in sorted(unclaimed, key=lambda path: path.suffix != ".json"):
             path.unlink(missing_ok=True)
@@ -69,5 +82,4 @@ def tidy(root: Path, pulse: Callable[[], None]) -> None:
 
 def _part_of(path: Path) -> str:
     """The stem of the part that a file belongs to, or is to become."""
-    name = path.name.removeprefix(TEMPORARY_PREFIX)
-    return name.partition(".")[0]
+    return path.name.removeprefix(TEMPORARY_PREFIX).partition(".")[0]

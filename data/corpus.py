@@ -65,7 +65,7 @@ class Documents:
     def locate(self, numbers: Ints) -> Iterator[tuple[Path, Ints]]:
         """Parts, and the rows of each, of ascending numbers."""
         parts, starts = np.unique(self.part_N[numbers], return_index=True)
-        for part, start, end in zip(parts, starts, [*starts[1:], len(numbers)], strict=True):
+        for part, start, end in zip(parts, starts, np.append(starts, len(numbers))[1:], strict=True):
             yield self.parts[part], self.row_N[numbers[start:end]]
 
     def amounts(self, cells: int) -> tuple[Amount, ...]:

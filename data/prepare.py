@@ -134,6 +134,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
         except MantaError:
             # The same input will never do; what is mended has another identity. (Storage that fails raises OSError.)
             _discard(work)
+            tidy(root, pulse, failed=True)
             raise
         manifest = _manifest(identity, data, tokenizer, corpus, packed, files, model, work)
         manifest = _reported(data, tasks, cleaned, corpus, manifest, packed, work)
@@ -219,7 +220,6 @@ def _documents(
         *(data, tasks, ordered, benchmarks, work, work.parent / dropped.FOLDER, executor),
         lambda: on_progress(Progress("documents", done, total, "bytes")),
     )
-
     return corpus, ordered
 
 

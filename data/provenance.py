@@ -49,7 +49,7 @@ def licences_of(tasks: Sequence[CleanTask], results: Sequence[CleanResult], corp
             LicenceFlow(
                 licence=licence,
                 sources=tuple(dict.fromkeys(task.source.path for task in tasks if task.source.licence == licence)),
-                read=read_of(results[task] for task in np.flatnonzero(licence_P == number)),
+                read=read_of(results[task] for task in np.flatnonzero(licence_P == number).tolist()),
                 kept=Amount(documents=len(kept), bytes=int(kept.sum())),
             )
         )
