@@ -15,7 +15,8 @@ from typer.testing import CliRunner, Result
 from api.cli import connect
 from api.cli.main import app
 from api.cli.report_html import document
-from api.cli.report_page import OVERLAP_TITLE, bins, page, repeated, shorten, tokenizer_title
+from api.cli.report_page import OVERLAP_TITLE, bins, classifiers, grades, page, repeated, shorten, tokenizer_title
+from data.classifier.figures import ClassifierFigures, HeadFigures, LanguageFigures
 from data.executors import SerialExecutor
 from data.prepare import prepare
 from data.report import Histogram, ReferenceFigures, Report
@@ -68,6 +69,48 @@ def test_json_is_the_report_and_the_run_where_one_is_named(data_set: Path) -> No
 @pytest.mark.parametrize("where", ["", "..", "../.."])
 def test_the_directory_may_be_above_the_data_set(where: str, data_set: Path) -> None:
     assert json.loads(manta(str(data_set / where), "-o", "json").stdout)["hash"] == data_set.name
+
+
+def test_grades_and_classifiers_have_their_tables(tmp_path: Path) -> None:
+    lines = [f"Document number {i} about rivers and stones, lanterns and a quiet harbour." for i in range(30)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+    stages = ["grade", "toxicity"]
+    spec = DataSpec.model_validate({"sources": [{"path": str(tmp_path / "a.jsonl")}], "sequence_length": 32, "stages": stages})
+    made = prepare(spec, TokenizerSpec(vocab_size=300), tmp_path / "prepared", SerialExecutor(), lambda progress: None)
+    assert list(classifiers(Report.read(made.path))) == [
+        ("1 grade", *[""] * 6, "off: nothing to learn from was given"),
+        ("2 toxicity", *[""] * 6, "off: nothing to learn from was given"),
+    ]
+    [(language, number, *shares)] = grades(Report.read(made.path))
+    assert (language, number, len(shares)) == ("en", "30", 5)
+    assert "Grades, from 0 (poor) to 4 (good)" in manta(str(made.path)).stdout
+    assert manta(str(made.path), "--html", str(tmp_path / "report.html")).exit_code == 0
+    assert "off: nothing to learn from was given" in Reader((tmp_path / "report.html").read_text()).text
+
+
+def test_what_a_classifier_cannot_answer_is_told_with_its_reason() -> None:
+    figures = ClassifierFigures(
+        stage="grade",
+        number=3,
+        file="x.safetensors",
+        languages=(
+            LanguageFigures(language="de", examples=20, off="too few"),
+            LanguageFigures(
+                language="en",
+                examples=1200,
+                heads=(
+                    HeadFigures(name="0-2", positive=700, calibration_error=0.012, ranking=0.91),
+                    HeadFigures(name="2-4", positive=90, calibration_error=0.071, ranking=0.8, off="not calibrated"),
+                ),
+            ),
+        ),
+    )
+    report = Report.model_construct(classifiers=(figures,))
+    assert list(classifiers(report)) == [
+        ("3 grade", "de", "", "20", "", "", "", "off: too few"),
+        ("3 grade", "en", "0-2", "1,200", "700", "0.012", "0.910", "on"),
+        ("3 grade", "en", "2-4", "1,200", "90", "0.071", "0.800", "off: not calibrated"),
+    ]
 
 
 class Reader(HTMLParser):
