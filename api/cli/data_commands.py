@@ -66,6 +66,7 @@ def report(
     """Show what each step dropped and why, shares, lengths and the tokenizer's figures. Runs where the data lies."""
     from api.cli.report_html import document
     from api.cli.report_page import page
+    from data.inputs import Inputs
     from data.manifest import Manifest
     from data.report import Report
 
@@ -79,7 +80,8 @@ def report(
         stderr().print(f"{html} is written.", markup=False)
     run = {} if found.tokens is None else {"run": {"tokens": found.tokens, "epochs": found.epochs}}
     text = None if html is not None else page(found.report, found.tokens, found.epochs)
-    show({**found.report.model_dump(mode="json"), **run}, text, output)
+    inputs = [] if output is Format.TEXT else Inputs.read(directory).model_dump(mode="json")["files"]
+    show({**found.report.model_dump(mode="json"), "inputs": inputs, **run}, text, output)
 
 
 def _locate(url: str | None, where: str) -> tuple[Path, int | None]:

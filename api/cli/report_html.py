@@ -6,12 +6,14 @@ from html import escape
 from api.cli.report_page import (
     CLASSIFIER_COLUMNS,
     GRADE_COLUMNS,
+    LICENCE_COLUMNS,
     OVERLAP_COLUMNS,
     OVERLAP_TITLE,
     bins,
     classifiers,
     clusters_title,
     grades,
+    licences,
     overlap_rows,
     repeated,
     tokenizer_title,
@@ -62,6 +64,8 @@ def document(report: Report, tokens: int | None, epochs: Mapping[str, float] | N
             else [f'<p class="dim">times: how often a run of {count(tokens)} tokens goes through the cell</p>']
         ),
         *([f"<p>{escape(often)}</p>"] if (often := repeated(epochs)) else []),
+        "<h2>Licences</h2>",
+        _table(LICENCE_COLUMNS, licences(report)),
         "<h2>Documents by length in tokens</h2>",
         _histogram(report.lengths),
         *(

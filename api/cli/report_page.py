@@ -38,6 +38,7 @@ def page(report: Report, tokens: int | None, epochs: Mapping[str, float] | None)
         parts.append(Text(f"times: how often a run of {count(tokens)} tokens goes through the cell", "dim"))
     if often := repeated(epochs):
         parts.append(Text(often, "yellow"))
+    parts += _section("Licences", _written(LICENCE_COLUMNS, licences(report)))
     parts += _section("Documents by length in tokens", histogram(report.lengths))
     if report.duplicate_clusters.total:
         parts += _section(clusters_title(report), histogram(report.duplicate_clusters))
@@ -140,6 +141,16 @@ def _shares(report: Report) -> Table:
     for name, amount in report.languages_found.items():
         _row(table, f"found {name}", "", _percent(amount.bytes / total) if total else "-", "")
     return table
+
+
+LICENCE_COLUMNS = ("licence", "sources>", "read>", "text read>", "kept>", "text kept>")
+
+
+def licences(report: Report) -> Iterator[tuple[str, ...]]:
+    """A row a licence."""
+    for flow in report.licences:
+        amounts = [shown for each in (flow.read, flow.kept) for shown in (count(each.documents), size(each.bytes))]
+        yield flow.licence or "not stated", count(len(flow.sources)), *amounts
 
 
 def _cells(report: Report, epochs: Mapping[str, float] | None) -> Table:

@@ -50,6 +50,17 @@ def test_the_page_says_what_became_of_the_documents(data_set: Path) -> None:
     assert data_set.name in ended.stdout
 
 
+def test_licences_have_their_table(data_set: Path) -> None:
+    report = Report.read(data_set)
+    free = report.licences[0].model_copy(update={"licence": "CC0-1.0 <b>[b]"})
+    both = report.model_copy(update={"licences": (report.licences[0], free)})
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(page(both, None, None))
+    for shown in (console.export_text(), Reader(document(both, None, None)).text):
+        for licence in ("not stated", "CC0-1.0 <b>[b]"):
+            assert re.search(rf"{re.escape(licence)}\s*1\s*41\s*[\d.]+ KiB\s*38\s*[\d.]+ KiB", shown), shown
+
+
 def test_a_tokenizer_smaller_than_asked_is_shown(data_set: Path) -> None:
     report = Report.read(data_set)
     smaller = report.model_copy(update={"vocab_size_asked": 9999})
@@ -60,6 +71,8 @@ def test_a_tokenizer_smaller_than_asked_is_shown(data_set: Path) -> None:
 
 def test_json_is_the_report_and_the_run_where_one_is_named(data_set: Path) -> None:
     stored = json.loads((data_set / "report.json").read_text())
+    stored["inputs"] = json.loads((data_set / "inputs.json").read_text())["files"]
+    assert [(Path(file["path"]).name, file["documents"]) for file in stored["inputs"]] == [("a.jsonl", 41)]
     assert json.loads(manta(str(data_set), "-o", "json").stdout) == stored
     shown = json.loads(manta(str(data_set), "-o", "json", "--tokens", "64000").stdout)
     rows = stored["cells"][0]["train"]["rows"]
