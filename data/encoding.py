@@ -6,7 +6,6 @@ one side of a border that no piece crosses do not see the other side.
 
 import re
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +37,15 @@ def _crosses(piece: str) -> bool:
     return _SPACE in piece.lstrip(_SPACE) or ("\n" in piece and piece.strip("\n") != "")
 
 
-class _KnownWords(dict[str, list[int]]):
+class _KnownWords(dict[str, bytes]):
+    """Ids as they lie in memory, so that those of a text are joined and not counted out."""
+
     def __init__(self, processor: sentencepiece.SentencePieceProcessor) -> None:
         super().__init__()
         self._processor = processor
 
-    def __missing__(self, word: str) -> list[int]:
-        ids: list[int] = self._processor.encode(word)
+    def __missing__(self, word: str) -> bytes:
+        ids = np.array(self._processor.encode(word), np.int32).tobytes()
         if len(word) <= _LONGEST_KNOWN:
             self[word] = ids
         return ids
@@ -61,6 +62,5 @@ class WordEncoder:
         for text in texts:
             if len(self._known) > _MOST_KNOWN:
                 self._known.clear()
-            words = map(self._known.__getitem__, _WORD.findall(text))
-            ids.append(np.fromiter(chain.from_iterable(words), np.int32))
+            ids.append(np.frombuffer(b"".join(map(self._known.__getitem__, _WORD.findall(text))), np.int32))
         return ids

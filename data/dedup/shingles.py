@@ -4,6 +4,7 @@
 """
 
 import re
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,11 +21,11 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MOST_WORDS_KNOWN = 1 << 20
 
 
-class _WordHashes(dict[str, int]):
-    """xxh3-64 of each word, remembered."""
+class _WordHashes(dict[str, bytes]):
+    """xxh3-64 of each word, remembered, as it lies in memory: so those of a text are joined and not counted out."""
 
-    def __missing__(self, word: str) -> int:
-        value = self[word] = xxhash.xxh3_64_intdigest(word.encode())
+    def __missing__(self, word: str) -> bytes:
+        value = self[word] = xxhash.xxh3_64_intdigest(word.encode()).to_bytes(8, sys.byteorder)
         return value
 
 
@@ -72,7 +73,7 @@ def hash_words(words: Sequence[str]) -> U64:
     """xxh3-64 of each word."""
     if len(_word_hashes) > _MOST_WORDS_KNOWN:
         _word_hashes.clear()
-    return np.fromiter(map(_word_hashes.__getitem__, words), np.uint64, len(words))
+    return np.frombuffer(b"".join(map(_word_hashes.__getitem__, words)), np.uint64)
 
 
 def _characters(text: str) -> U64:
