@@ -58,12 +58,12 @@ from tests.bench.documents import source_texts, write_documents
 CORES = 2
 VOCABULARY, ROW_LENGTH, SHARD_DOCUMENTS = 16384, 2048, 512
 COMPARED_TEXTS = 200
-# As FineWeb's code has them: a symbol is a word, and a line of 30 characters is short.
+# As FineWeb's code has them: a symbol is a word, a line of 30 characters is short, a share of 0.12 is enough.
 RULES: list[dict[str, Any]] = [
     {"stage": "gopher_repetition"},
     {"stage": "gopher_quality", "symbols_are_words": True},
     {"stage": "c4", "require_terminal_punctuation": False},
-    {"stage": "fineweb", "short_line_characters": 31},
+    {"stage": "fineweb", "short_line_characters": 31, "min_punctuated_lines": 0.12 - 1e-9},
 ]
 LEARNED = {"language", "grade"}
 AT_LEAST = {
