@@ -40,4 +40,4 @@ bench: install         # make bench NAME=overhead
 	@$(BIN)/python -m tests.bench.$(NAME)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

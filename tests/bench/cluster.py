@@ -53,6 +53,7 @@ def cluster(cores: int) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     before = time.perf_counter()
     ray.init(
+        address="local",
         num_cpus=cores,
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
