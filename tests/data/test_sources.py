@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,59 @@ def test_reading_goes_on_after_a_line_that_is_too_long(tmp_path: Path) -> None:
     assert isinstance(bad, Bad)
     assert isinstance(good, Document)
     assert (bad.reason, good.text, good.id) == ("oversized", "short", f"{source.path}:2")
+
+
+HUGE = 96 * 2**20
+
+READ_ALL = """
+import resource, sys
+from data.sources import list_files, read_file
+from data.spec import SourceSpec
+def read(path):
+    source = SourceSpec(path=path)
+    return [getattr(item, "reason", "document") for file in list_files(source, "") for item in read_file(file, source, 1 << 16)]
+read(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[2:]:
+    print(*read(path))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def _zeros(path: Path, before: bytes = b"", after: bytes = b"") -> str:
+    """A file with a hole of ``HUGE`` zeros."""
+    with path.open("wb") as file:
+        file.write(before)
+        file.seek(HUGE, os.SEEK_CUR)
+        file.write(after + b"\n")
+    return str(path)
+
+
+def test_a_document_however_large_is_never_in_memory(tmp_path: Path) -> None:
+    good = json_lines(["short"])
+    small = write(tmp_path / "small.jsonl.gz", good)
+    response = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n"
+    record = b"WARC/1.1\r\nWARC-Type: response\r\nContent-Type: application/http\r\nContent-Length: %d\r\n\r\n%s"
+    packed = zstandard.ZstdCompressor().compressobj()
+    blocks = [packed.compress(bytes(2**20)) for _ in range(HUGE // 2**20)]
+    (tmp_path / "lines.jsonl.zst").write_bytes(b"".join(blocks) + packed.compress(b"\n" + good) + packed.flush())
+    pages = b"<html><body><p>word</p></body></html>"
+    archive = [
+        record % (len(response) + HUGE, response),
+        b"\r\n\r\n" + record % (len(response) + len(pages), response + pages) + b"\r\n\r",
+    ]
+    paths = {
+        _zeros(tmp_path / "lines.jsonl", good, b"\n" + good): "document oversized document",
+        _zeros(tmp_path / "text.txt", b"text\n\n"): "oversized",
+        _zeros(tmp_path / "code.py"): "oversized",
+        _zeros(tmp_path / "page.html"): "oversized",
+        _zeros(tmp_path / "pages.warc", *archive): "oversized document",
+        str(tmp_path / "lines.jsonl.zst"): "oversized document",
+    }
+    done = subprocess.run([sys.executable, "-c", READ_ALL, small, *paths], capture_output=True, text=True, check=True)
+    *found, grown_kib = done.stdout.splitlines()
+    assert found == list(paths.values())
+    assert int(grown_kib) < 32 * 1024
 
 
 def test_prose_and_code_share_no_module() -> None:

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 import zstandard
 
@@ -217,6 +218,16 @@ def test_a_machine_without_the_library_says_so(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(LibraryMissing, match="HTML and WARC need fastwarc") as raised:
         list_files(SourceSpec(path=write(tmp_path / "a.html", PAGE)), "/data_pipeline/sources/0")
     assert raised.value.pointer == "/data_pipeline/sources/0/path"
+
+
+def test_archives_and_pages_are_read_from_object_storage() -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe("/crawl/a.warc.gz", PACKED["a.warc.gz"](ARCHIVE))
+    store.pipe("/crawl/b.html.zst", zstandard.compress(PAGE))
+    assert outcomes("memory://crawl/*") == [
+        *("document", "not_html", "http_status", "no_main_text"),
+        *("document", "document", "document"),
+    ]
 
 
 def test_real_pages(tmp_path: Path) -> None:
