@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from data import stdlib
 from data.classifier.fit import calibration_error
 from data.classifier.learn import list_lessons, train
+from data.classifier.model import Classifier
 from data.documents import Document
 from data.errors import DocumentError, MantaError, SourceError
 from data.executors import Executor, SerialExecutor
@@ -261,6 +263,50 @@ def test_a_preparation_trains_grades_keeps_and_reports(spec: DataSpec, tmp_path:
     assert all(head.calibration_error <= 0.05 for head in figures.languages[0].heads)
     made = tmp_path / "a" / ".classifiers" / figures.file
     assert prepared.manifest.classifiers == {"stages/1": checksum(made)} == {"stages/1": figures.checksum}
+
+
+def test_the_grade_is_a_column_of_the_documents_that_are_kept(spec: DataSpec, tmp_path: Path) -> None:
+    prepared = prepared_in(tmp_path / "a", spec.model_copy(update={"documents": True}))
+    levels = Report.read(prepared.path).steps[2].grades["en"]
+    column = [
+        grade
+        for file in prepared.manifest.documents_files
+        for grade in pq.read_table(prepared.path / file.file)["grade"].to_pylist()
+    ]
+    assert Counter(column) == {level: count for level, count in enumerate(levels) if level >= 2 and count}
+
+
+def test_five_levels_are_expected_and_rounded(tmp_path: Path) -> None:
+    def graded_texts(seed: int) -> list[tuple[str, int]]:
+        rng = random.Random(seed)
+        made = []
+        for _ in range(1500):
+            grade = rng.randrange(5)
+            words = [rng.choice((WORDS[:7], WORDS[7:])[rng.random() > grade / 4]) for _ in range(60)]
+            made.append((" ".join(words), grade))
+        return made
+
+    lines = [json.dumps({"text": text, "grade": grade}) for text, grade in graded_texts(1)]
+    training = {"labelled": [{"path": write(tmp_path / "a.jsonl", "\n".join(lines).encode())}]}
+    [listed] = list_lessons(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
+    path = write(tmp_path / "a.safetensors", train(listed).dump())
+    stage = Grade(GradeSpec.model_validate({"trained": {"path": path}}))
+    assert Classifier.load(Path(path), "").models["en"].heads == ("0-1", "1-2", "2-3", "3-4")
+    unseen = graded_texts(2)
+    given = [outcome.grade for text, _ in unseen if isinstance(outcome := stage(Document(text, "", "en", "")), Document)]
+    errors = [abs((found or 0) - grade) for found, (_, grade) in zip(given, unseen, strict=True)]
+    assert sum(errors) / len(errors) < 0.25
+    assert max(errors) <= 2
+
+
+def test_a_language_without_a_model_is_graded_by_rules(spec: DataSpec, tmp_path: Path) -> None:
+    prepared_in(tmp_path / "a", spec)
+    [made] = (tmp_path / "a" / ".classifiers").iterdir()
+    trained = {"path": str(made)}
+    for text in ("\n".join(PROSE["zh"]), MENU["zh"]):
+        outcome = graded(text, "zh", trained=trained)
+        assert isinstance(outcome, Document)
+        assert outcome.grade == level(text, "zh")
 
 
 def test_without_examples_rules_decide_and_the_report_says_that_there_is_no_model(spec: DataSpec, tmp_path: Path) -> None:
