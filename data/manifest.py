@@ -53,7 +53,7 @@ class Cell(Record):
 
 
 class Segment(Record):
-    """A part of the run with rows of one length (``DataSpec.curriculum``); without a curriculum there is one."""
+    """A part of the run with rows of one length: of the curriculum, or a length bucket; without either there is one."""
 
     sequence_length: int
     fraction: float
@@ -103,6 +103,8 @@ class Manifest(Record):
     """A row is a chain of this many segments of ``sequence_length`` tokens."""
     document_alignment: int = 1
     """Pieces begin at multiples of this many tokens in their row."""
+    bucketed: bool = False
+    """Segments are length buckets, which the steps of a run take turns in; else they follow each other."""
     vocab_size: int
     vocab_size_asked: int | None = None
     """What the tokenizer was trained for: its sample may have held fewer pieces. None: an existing one was taken."""
@@ -132,6 +134,11 @@ class Manifest(Record):
     def row_length(self, segment: int = -1) -> int:
         """Tokens in a row of a segment of the curriculum (the last, as held-out rows)."""
         return self.segments[segment].sequence_length * self.chain_segments
+
+    @property
+    def row_lengths(self) -> list[int]:
+        """Tokens in a training row, by segment."""
+        return [self.row_length(segment) for segment in range(len(self.segments))]
 
     def rows(self, split: Split) -> int:
         return sum(shard.rows for shard in self.shards if shard.split == split)
@@ -175,7 +182,7 @@ def require_rows(manifest: Manifest, global_batch_size: int) -> None:
         NotEnoughData: the training documents of a segment do not fill one global batch, or nothing is held out.
     """
     for number, segment in enumerate(manifest.segments):
-        needed = global_batch_size * manifest.sequence_length // segment.sequence_length
+        needed = 0 if manifest.bucketed else global_batch_size * manifest.sequence_length // segment.sequence_length
         if segment.rows < needed:
             documents = sum(cell.documents for cell in segment.cells)
             raise NotEnoughData(

@@ -90,7 +90,7 @@ class Infeasible(ValueError):
         self.nearest = nearest
 
 
-def exact_shares(weights: Sequence[float], most: int = _GREATEST_DENOMINATOR) -> list[Fraction]:
+def exact_shares(weights: Sequence[float | Fraction], most: int = _GREATEST_DENOMINATOR) -> list[Fraction]:
     """Weights as exact fractions that sum to 1.
 
     0.45, 0.35, 0.2 become 9/20, 7/20, 4/20. Weights whose common denominator is over ``most`` are rounded to multiples of

@@ -11,6 +11,8 @@ Legend: G rows in a global batch, C cells, K batches in a period.
 """
 
 import json
+from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import xxhash
@@ -27,18 +29,23 @@ _ROUNDS = 6
 class SampleOrder:
     """The order of the training rows of one segment of the curriculum (of all of them, where there is none)."""
 
-    def __init__(self, manifest: Manifest, seed: int, global_batch_size: int, segment: int = -1) -> None:
+    def __init__(
+        self, manifest: Manifest, seed: int, global_batch_size: int, segment: int = -1, shares: Sequence[Fraction] = ()
+    ) -> None:
         """
+        Args:
+            shares: of the cells in this segment, where they are not those of the manifest; 0 leaves a cell out.
+
         Raises:
             NotEnoughData: a cell with a weight has no training rows.
         """
         self.seed = seed
         self.global_batch_size = global_batch_size
         self._cells = manifest.cell_rows("train", segment)
-        for cell, rows in zip(manifest.cells, self._cells, strict=True):
-            if not rows:
+        self.shares = list(shares) or exact_shares([cell.weight for cell in manifest.cells])
+        for cell, share, rows in zip(manifest.cells, self.shares, self._cells, strict=True):
+            if share and not rows:
                 raise NotEnoughData(f"cell {cell.name} has no training rows", pointer="/data_pipeline/sources")
-        self.shares = exact_shares([cell.weight for cell in manifest.cells])
         self._counts_KC = batch_counts(self.shares, global_batch_size, [cell.lines for cell in manifest.cells])
         self._before_KC = np.cumsum(self._counts_KC, axis=0) - self._counts_KC
         mixture = json.dumps([[cell.name, str(share)] for cell, share in zip(manifest.cells, self.shares, strict=True)])

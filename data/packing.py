@@ -196,6 +196,7 @@ def _shards(task: PackTask, documents: list[list[Tokens]]) -> tuple[ShardInfo, .
             begun=begun_here,
         )
         for segment, row_length, parts, begun_here in zip(task.segments, task.row_lengths, by_length, begun, strict=True)
+        if parts
     )
 
 

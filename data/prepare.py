@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -25,10 +25,11 @@ from data.cleaned import claim, tidy
 from data.corpus import Corpus, cells, clean_tasks
 from data.dataset import PackedDataset
 from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
+from data.describe import manifest_of
 from data.errors import MantaError, SourceError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
-from data.funnel import FirstExamples, drops_of
+from data.funnel import FirstExamples
 from data.lexicon import read_lexicon
 from data.locks import locked
 from data.manifest import (
@@ -38,14 +39,9 @@ from data.manifest import (
     REPORT_NAME,
     SPLITS,
     TOKENIZER_NAME,
-    Cell,
-    Count,
     Manifest,
-    Segment,
-    ShardInfo,
 )
-from data.ngrams import held_out_losses
-from data.packing import PackResult, PackTask, limits_of, pack_documents, require_cells
+from data.packing import PackResult, PackTask, pack_documents, require_cells
 from data.provenance import inputs_of, licences_of
 from data.selection import Ints, sample
 from data.sources import InputFile, list_files
@@ -136,7 +132,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             _discard(work)
             tidy(root, pulse, failed=True)
             raise
-        manifest = _manifest(identity, data, tokenizer, corpus, packed, files, model, work)
+        manifest = manifest_of(identity, data, tokenizer, corpus, packed, files, model, work)
         manifest = _reported(data, tasks, cleaned, corpus, manifest, packed, work)
         write_atomically(work / FILE_NAME, manifest.model_dump_json(indent=1).encode())
         _commit(work, final)
@@ -269,6 +265,10 @@ def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask
     for split, segment, cell in product(SPLITS, range(len(data.segments)), range(len(names))):
         chosen_N = (corpus.held_out_N == (split == "held_out")) & (corpus.segment_N == segment) & (corpus.cell_N == cell)
         members = np.flatnonzero(chosen_N)
+        segments: tuple[int, ...] = (segment,)
+        if data.length_buckets:
+            buckets = tuple(range(len(data.train_lengths)))
+            segments = buckets if split == "train" else buckets[-1:]
         for number, chosen in enumerate(_portions(members, corpus.bytes_N, data.shard_documents)):
             yield PackTask(
                 index=index,
@@ -281,8 +281,8 @@ def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask
                 documents=tuple(corpus.locate(chosen)),
                 tokenizer=tokenizer,
                 tokenizer_checksum=digest,
-                segments=(segment,),
-                row_lengths=(data.segments[segment].sequence_length * data.chain_segments,),
+                segments=segments,
+                row_lengths=tuple(data.train_lengths[number] for number in segments),
                 align=data.document_alignment,
                 one_document=data.packing == "one_document",
                 limits=data.document_tokens,
@@ -303,63 +303,6 @@ def _portions(members: Ints, bytes_N: Ints, most: int) -> Iterator[Ints]:
         start = end
 
 
-def _manifest(
-    identity: str,
-    data: DataSpec,
-    asked: TokenizerSpec,
-    corpus: Corpus,
-    packed: list[PackResult],
-    files: list[list[InputFile]],
-    tokenizer: Tokenizer,
-    work: Path,
-) -> Manifest:
-    shards = tuple(shard for result in packed for shard in result.shards)
-    draft = Manifest(
-        hash=identity,
-        sequence_length=data.sequence_length,
-        chain_segments=data.chain_segments,
-        document_alignment=data.document_alignment,
-        vocab_size=tokenizer.vocab_size,
-        vocab_size_asked=asked.vocab_size if asked.path is None else None,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        tokenizer_checksum=checksum(work / TOKENIZER_NAME),
-        classifiers={f"stages/{each.number - 1}": each.checksum for each in classifiers(data) if each.checksum},
-        cells=tuple(
-            Cell(
-                language=language,
-                domain=domain,
-                weight=weight,
-                counts_as=data.mixture.lines(language, domain) if data.mixture else None,
-                train=_count(s for s in shards if (s.cell, s.split) == (cell, "train")),
-                held_out=_count(s for s in shards if (s.cell, s.split) == (cell, "held_out")),
-            )
-            for cell, ((language, domain), weight) in enumerate(cells(data).items())
-        ),
-        segments=tuple(
-            Segment(
-                sequence_length=segment.sequence_length,
-                fraction=segment.fraction,
-                cells=tuple(
-                    _count(s for s in shards if (s.segment, s.cell, s.split) == (number, cell, "train"))
-                    for cell in range(len(cells(data)))
-                ),
-            )
-            for number, segment in enumerate(data.segments)
-        ),
-        shards=shards,
-        documents_files=tuple(result.documents for result in packed if result.documents is not None),
-        input_files=sum(map(len, files)),
-        input_bytes=sum(file.size for of_source in files for file in of_source),
-        documents_read=corpus.read,
-        drops=drops_of((*corpus.funnel, *limits_of(packed))),
-        unigram_loss=0.0,
-        bigram_loss=0.0,
-    )
-    unigram, bigram = held_out_losses(PackedDataset(work, draft))
-    return draft.model_copy(update={"unigram_loss": unigram, "bigram_loss": bigram})
-
-
 def _reported(
     data: DataSpec,
     tasks: list[CleanTask],
@@ -376,15 +319,6 @@ def _reported(
         write_atomically(work / name, record.model_dump_json(indent=1).encode())
         checksums[name] = checksum(work / name)
     return manifest.model_copy(update={"report_checksum": checksums[REPORT_NAME], "inputs_checksum": checksums[INPUTS_NAME]})
-
-
-def _count(shards: Iterable[ShardInfo]) -> Count:
-    mine = list(shards)
-    return Count(
-        documents=sum(shard.documents for shard in mine),
-        tokens=sum(shard.tokens for shard in mine),
-        rows=sum(shard.rows for shard in mine),
-    )
 
 
 def _commit(work: Path, final: Path) -> None:

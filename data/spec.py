@@ -105,6 +105,9 @@ class DataSpec(Spec):
     packing: Literal["best_fit", "one_document"] = "best_fit"
     """``best_fit``: documents share rows with little padding (arXiv 2404.10830). ``one_document``: each has rows of its own,
     several if it is longer than one; the last is padded."""
+    length_buckets: tuple[Annotated[int, Field(ge=8)], ...] = ()
+    """Shorter lengths of rows beside ``sequence_length``, rising, for ``packing: one_document``: a document, or the rest of a
+    long one, goes to the shortest row that holds it. A micro-batch has rows of one length, twice as many if half as long."""
     documents: bool = False
     """Keep the documents as Parquet beside the rows: text, id, address, language, domain, cell, split, tokens."""
     document_alignment: int = Field(default=1, ge=1)
@@ -153,9 +156,37 @@ class DataSpec(Spec):
         return self.curriculum or (CurriculumSegment(sequence_length=self.sequence_length, fraction=1.0),)
 
     @property
+    def train_lengths(self) -> tuple[int, ...]:
+        """Tokens in a training row of each segment, or bucket."""
+        lengths = (*self.length_buckets, *(segment.sequence_length for segment in self.segments))
+        return tuple(self.chain_segments * length for length in lengths)
+
+    @property
     def row_length(self) -> int:
         """Tokens in a row of the last segment of the curriculum, which is also that of held-out rows."""
         return self.chain_segments * self.sequence_length
+
+    @model_validator(mode="after")
+    def _buckets_fit(self) -> Self:
+        lengths = (*self.length_buckets, self.sequence_length)
+        if not self.length_buckets:
+            return self
+        if self.packing != "one_document" or self.curriculum or self.chain_segments > 1:
+            raise Misfit(
+                "length_buckets are for packing one_document, without a curriculum and chain_segments",
+                *("length_buckets", "packing", "curriculum", "chain_segments"),
+            )
+        if any(a >= b for a, b in pairwise(lengths)) or any(self.sequence_length % length for length in lengths):
+            raise Misfit(
+                f"length_buckets {list(self.length_buckets)} must rise and divide sequence_length {self.sequence_length}",
+                *("length_buckets", "sequence_length"),
+            )
+        if any(length % self.document_alignment for length in lengths):
+            raise Misfit(
+                f"document_alignment {self.document_alignment} does not divide each of length_buckets",
+                *("document_alignment", "length_buckets"),
+            )
+        return self
 
     @model_validator(mode="after")
     def _mixture_fits(self) -> Self:

@@ -37,6 +37,11 @@ class StepOrder:
         size = shape.micro_batch_size
         return [MicroBatch(rows[i : i + size], samples[i : i + size]) for i in range(0, len(rows), size)]
 
+    def row_lengths(self, step: int) -> list[int]:
+        """Tokens in a row of each micro-batch of ``step``."""
+        shape = self.curriculum.at(step)
+        return [shape.row_length] * shape.micro_batches
+
     def state(self) -> dict[str, int | str]:
         """What, with the step, fixes the order; kept in every checkpoint."""
         return {**self._segments[-1].state(), "curriculum": self.curriculum.fingerprint()}

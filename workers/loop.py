@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
+from data.buckets import order_of_run
 from data.dataset import Batch, PackedDataset
 from data.errors import MantaError
 from data.manifest import require_rows
-from data.steps import StepOrder
 from data.tokenizer import Tokenizer
 from workers.attempt import Desired, Phase, Summary
 from workers.checkpoint import CheckpointInfo, CheckpointStore
@@ -102,7 +102,7 @@ class _Run:
     ) -> None:
         self.spec, self.membership, self.dataset, self.tokenizer = spec, membership, dataset, tokenizer
         self.checkpoints, self.reporter, self.hooks, self.engine = checkpoints, reporter, hooks, engine
-        self.order = StepOrder(dataset.manifest, spec.training.seed, spec.curriculum)
+        self.order = order_of_run(dataset.manifest, spec.training.seed, spec.curriculum)
         self.total_steps = spec.total_steps
         self.tokens_before = self.order.curriculum.tokens_before
         self.train_loss = float("nan")
@@ -110,7 +110,7 @@ class _Run:
         self.step_parts: dict[str, float] = {}
         self.trained_flops = 0.0
         self.flops_of = {
-            length: flops_per_token(spec.model, tokenizer.vocab_size, length) for length in self.order.curriculum.row_lengths
+            length: flops_per_token(spec.model, tokenizer.vocab_size, length) for length in dataset.manifest.row_lengths
         }
         """Of a token, by the length of its row."""
         peak = peak_flops(spec, engine.mesh.device)
@@ -250,7 +250,8 @@ class _Run:
         step_tokens = tokens - self.tokens_before(step - 1)
         self.trained_tokens += step_tokens
         self.trained_seconds += seconds
-        step_flops = step_tokens * self.flops_of[self.order.curriculum.at(step - 1).row_length]
+        lengths = self.order.row_lengths(step - 1)
+        step_flops = step_tokens * sum(self.flops_of[length] for length in lengths) / len(lengths)
         self.trained_flops += step_flops
         if self.membership.rank != 0:
             return

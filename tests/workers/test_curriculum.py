@@ -114,3 +114,22 @@ def test_two_ranks_share_steps_of_every_size_and_length(gloo_pool: GlooPool, gro
     _, alone = run_training(Membership(), spec, growing_data, tmp_path / "alone")
     ranks = gloo_pool.run(run_training, spec, growing_data, tmp_path / "two")
     assert list(ranks[0][1].losses.values()) == pytest.approx(list(alone.losses.values()), rel=TOLERANCE)
+
+
+def test_length_buckets_are_trained_on_by_any_number_of_ranks_and_over_a_pause(
+    gloo_pool: GlooPool, tiny_data: Path, tmp_path: Path
+) -> None:
+    source = {"path": str(tiny_data.parents[1] / "*.txt")}
+    data = {"sources": [source], "sequence_length": 32, "packing": "one_document", "length_buckets": [8, 16]}
+    small = TokenizerSpec(vocab_size=300)
+    prepared = prepare(DataSpec.model_validate(data), small, tmp_path / "data", SerialExecutor(), lambda progress: None).path
+    assert min(segment.rows for segment in PackedDataset.open(prepared).manifest.segments) > 0
+    spec = TrainSpec.model_validate({**tiny_spec(steps=8).model_dump(), "data_pipeline": data})
+    _, alone = run_training(Membership(), spec, prepared, tmp_path / "alone")
+    ranks = gloo_pool.run(run_training, spec, prepared, tmp_path / "two")
+    assert list(ranks[0][1].losses.values()) == pytest.approx(list(alone.losses.values()), rel=TOLERANCE)
+    losses: dict[int, float] = {}
+    for wishes in ({3: Desired.PAUSED}, {}):
+        _, part = run_training(Membership(), spec, prepared, tmp_path / "paused", wishes=wishes)
+        losses |= part.losses
+    assert losses == alone.losses

@@ -1,0 +1,128 @@
+"""Length buckets: which rows each micro-batch reads where each document has rows of its own and rows have several lengths.
+
+A micro-batch holds rows of one bucket, and as many tokens whichever it is: of rows half as long twice as many. So a short
+document is padded to the next bucket's length, not to the longest, and memory and the tokens of a step stay as planned.
+
+Micro-batch n of the run, counted through all steps, has the bucket that the largest backlog asks for (Tijdeman, "The chairman
+assignment problem", 1980): after every n each bucket has its share of the micro-batches within one. A bucket's share is what
+its rows hold of each cell, weighed by the cell's share of the mixture; within a bucket cells have their shares of that, so that
+all rows of a cell are read equally often whatever their length. The mixture is met by every bucket's own mix within one row in
+each of its micro-batches, and by the run as a whole; single steps stray from it by what their buckets do.
+
+Legend: B buckets, C cells.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate
+
+from data.apportion import batch_counts
+from data.curriculum import Curriculum
+from data.errors import ShardError
+from data.manifest import Manifest
+from data.mixture import exact_shares
+from data.order import SampleOrder
+from data.steps import MicroBatch, StepOrder
+
+# Shares of buckets, and of cells within one, are multiples of its inverse.
+_DENOMINATOR = 1_000
+
+
+def bucket_shares(weights: Sequence[float], room_BC: Sequence[Sequence[int]]) -> list[list[Fraction]]:
+    """Share of the run's tokens that is of each bucket and cell, ``[B][C]``; all sum to 1.
+
+    Args:
+        weights: of the cells, relative to each other.
+        room_BC: tokens that the rows of each bucket and cell have room for; every cell has some.
+    """
+    shares_C = exact_shares(weights)
+    whole_C = [sum(room_C[cell] for room_C in room_BC) for cell in range(len(shares_C))]
+    return [
+        [share * Fraction(room, whole) for share, room, whole in zip(shares_C, room_C, whole_C, strict=True)]
+        for room_C in room_BC
+    ]
+
+
+class BucketOrder:
+    """The order of the training rows of a whole run; a pure function of manifest, seed and step."""
+
+    def __init__(self, manifest: Manifest, seed: int, curriculum: Curriculum) -> None:
+        """
+        Raises:
+            NotEnoughData: a cell with a weight has no training rows.
+        """
+        self.curriculum = curriculum
+        room_BC = [
+            [count.rows * manifest.row_length(bucket) for count in segment.cells]
+            for bucket, segment in enumerate(manifest.segments)
+        ]
+        shares_BC = bucket_shares([cell.weight for cell in manifest.cells], room_BC)
+        self._buckets = [bucket for bucket, shares in enumerate(shares_BC) if any(shares)]
+        tokens = curriculum.micro_batch_tokens
+        self._sizes = [tokens // manifest.row_length(bucket) for bucket in self._buckets]
+        self._orders = [
+            SampleOrder(manifest, seed, size, bucket, _coarse(shares_BC[bucket]))
+            for bucket, size in zip(self._buckets, self._sizes, strict=True)
+        ]
+        turns = batch_counts(_coarse([sum(shares_BC[bucket], Fraction()) for bucket in self._buckets]), 1)
+        self._turn = turns.argmax(axis=1).tolist()
+        """The bucket of each micro-batch of a period, as an index of ``_buckets``."""
+        self._turns_of = [[n for n, bucket in enumerate(self._turn) if bucket == b] for b in range(len(self._buckets))]
+        self._samples = [0, *accumulate(self._sizes[bucket] for bucket in self._turn)]
+        self._state: dict[str, int | str] = {
+            "seed": seed,
+            "micro_batch_tokens": tokens,
+            "manifest": manifest.hash,
+            "curriculum": curriculum.fingerprint(),
+        }
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """The ordered list that optimizer step ``step`` (from 0) is made of, however many workers share it."""
+        return [self._micro_batch(n) for n in self._numbers(step)]
+
+    def row_lengths(self, step: int) -> list[int]:
+        """Tokens in a row of each micro-batch of ``step``."""
+        tokens = self.curriculum.micro_batch_tokens
+        return [tokens // self._sizes[self._turn[n % len(self._turn)]] for n in self._numbers(step)]
+
+    def _numbers(self, step: int) -> range:
+        """Of the step's micro-batches, in the run."""
+        first = self.curriculum.sizes.before(step)
+        return range(first, first + self.curriculum.sizes.at(step))
+
+    def _micro_batch(self, n: int) -> MicroBatch:
+        period, at = divmod(n, len(self._turn))
+        bucket = self._turn[at]
+        turns = self._turns_of[bucket]
+        rows = self._orders[bucket].batch(period * len(turns) + bisect_left(turns, at))
+        first = period * self._samples[-1] + self._samples[at]
+        return MicroBatch(rows, range(first, first + len(rows)))
+
+    def state(self) -> dict[str, int | str]:
+        """What, with the step, fixes the order; kept in every checkpoint."""
+        return dict(self._state)
+
+    def require(self, state: dict[str, int | str]) -> None:
+        """
+        Raises:
+            ShardError: ``state``, from a checkpoint, describes another order than this one.
+        """
+        differing = [name for name, value in self._state.items() if state.get(name) != value]
+        if differing:
+            says = ", ".join(f"{name} {state.get(name)} then, {self._state[name]} now" for name in differing)
+            raise ShardError(f"the checkpoint was made with another order of samples: {says}")
+
+
+def _coarse(shares: Sequence[Fraction]) -> list[Fraction]:
+    """In proportion, and multiples of a thousandth; what is there keeps one."""
+    some = iter(exact_shares([share for share in shares if share], _DENOMINATOR))
+    return [next(some) if share else share for share in shares]
+
+
+def order_of_run(manifest: Manifest, seed: int, curriculum: Curriculum) -> StepOrder | BucketOrder:
+    """
+    Raises:
+        NotEnoughData: a cell with a weight has no training rows.
+    """
+    return (BucketOrder if manifest.bucketed else StepOrder)(manifest, seed, curriculum)
