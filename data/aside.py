@@ -85,10 +85,10 @@ def _tasks(aside: Aside, domains: list[str], folder: Path) -> Iterator[AsideTask
 def write_aside(task: AsideTask) -> int:
     if task.output.is_file():
         return task.index
-    rows = read_rows(task.part, task.row_K, "text", "id", "url", "language")
+    rows = read_rows(task.part, task.row_K, "text", "id", "url", "language", "grade")
     with dropped_writer(task.output) as take:
-        for (text, id_, url, language), drop, other_id in zip(rows, task.drops, _other_ids(task), strict=True):
-            take(task.stage, drop, Document(text, id_, language, task.domain, url), other_id)
+        for (text, id_, url, language, grade), drop, other_id in zip(rows, task.drops, _other_ids(task), strict=True):
+            take(task.stage, drop, Document(text, id_, language, task.domain, url, grade), other_id)
     return task.index
 
 

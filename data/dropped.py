@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
     [
         ("text", pa.large_string()),  # as it came to the stage; null where it is confidential, as the address is
         *((name, pa.string()) for name in ("id", "url", "language", "domain", "stage", "reason", "detail")),
+        ("grade", pa.int8()),  # null where no stage had judged it
         ("other_id", pa.string()),  # the document that is kept in its place, or what it overlaps
         ("confidential", pa.bool_()),
     ]
@@ -47,7 +48,7 @@ class DroppedWriter:
         text: str | None = document.text
         if drop.confidential:
             text, origin["url"] = None, None
-        self._rows.append({"text": text, **origin, **reason, "other_id": other_id})
+        self._rows.append({"text": text, **origin, **reason, "grade": document.grade, "other_id": other_id})
         self._bytes += len(document.text) + 256
         if self._bytes >= _ROOM_BYTES:
             self.flush()
