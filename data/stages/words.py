@@ -8,7 +8,8 @@ tokenizers of Gopher's and FineWeb's followers make, so text is split in that wa
   initial or an abbreviation (``U.S.``, ``Dr.``);
 - a contraction is two words (``do n't``, ``it 's``, ``can not``), and so is what is left of one (``'s``) a word;
 - inside, letters are parted by hyphens, dashes, colons, slashes, commas and equals signs, sentences by their period
-  (``end.Start``), digits by signs (``3-4``). Other symbols inside belong to the word: ``1,000.5``, ``os.path``, ``f(x``.
+  (``end.Start``), digits by signs (``3-4``). Other symbols inside belong to the word: ``1,000.5``, ``os.path``, ``f(x``;
+  addresses and names that look like a host's (``json.JSONDecoder.decode``) are one.
 
 The same few words make up most of any text, so what became of them is remembered.
 """
@@ -37,6 +38,7 @@ _CONTRACTION = re.compile(
 )
 _TITLES = "Mrs?|Ms|Messrs|Dr|Prof|Rev|St|Mt|Jr|Sr|Gen|Gov|Sen|Rep|Lt|Col|Capt|Adm|Co|Corp|Inc|Ltd|Bros|vs"
 _ABBREVIATION = re.compile(rf"(?:[^\W\d_]\.)*[^\W\d_]|{_TITLES}")
+_HOST = re.compile(r"\w+(?:\.\w+)*\.[a-z]{2,}")
 _INSIDE = re.compile(
     r"(\.{2,}|…|(?<=[^\W_])(?:-{1,3}|[‐-—~:<>=/])(?=[^\W\d_])|(?<=[^\W\d_]),(?=[^\W\d_])"
     r"|(?<=[a-z'\"])\.(?=[A-Z'\"])|(?<=\d)[-+*^](?=[\d-]))"
@@ -80,7 +82,7 @@ def _split(piece: str) -> list[str]:
 
 def _words(piece: str) -> list[str]:
     """Of a piece without symbols at its edges."""
-    if "://" in piece or piece.startswith("www."):
+    if "://" in piece or piece.startswith("www.") or _HOST.fullmatch(piece):
         return [piece]
     contraction = _CONTRACTION.match(piece)
     end = contraction.end() if contraction else len(piece)

@@ -28,6 +28,7 @@ from data.stages.words import tokens
         ("this—that, and/or 10-12; -1", ["this", "—", "that", ",", "and", "/", "or", "10", "-", "12", ";", "-1"]),
         ("os.path.join(a,b) from https://a.b/c-d.", ["os.path.join(a", ",", "b", ")", "from", "https://a.b/c-d", "."]),
         (".5 of .NET", [".5", "of", ".NET"]),
+        ("json.JSONDecoder.decode", ["json.JSONDecoder.decode"]),
         ("हिन्दी है।", ["हिन्दी", "है", "।"]),
         ("snake_case...", ["snake_case", "..."]),
         ("\"''So!''\"", ['"', "''", "So", "!", "''", '"']),
