@@ -84,9 +84,11 @@ class Tokenizer:
 
     @cached_property
     def kind_V(self) -> npt.NDArray[np.uint8]:
-        """Of each piece: ``ORDINARY``, ``UNKNOWN``, or ``BYTE`` (one byte of a character that has no piece)."""
+        """Of each piece: ``ORDINARY``, ``UNKNOWN``, or ``BYTE`` (one byte of a character that has no piece). The byte of a
+        newline is ordinary: lines are trained on, so that a newline never has another piece."""
         ids = list(range(self.vocab_size))
         unknown, byte = (np.array(ask(ids), np.bool_) for ask in (self._processor.is_unknown, self._processor.is_byte))
+        byte[self._processor.piece_to_id("<0x0A>")] = False
         return np.where(unknown, UNKNOWN, np.where(byte, BYTE, ORDINARY)).astype(np.uint8)
 
     def encode(self, text: str) -> list[int]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from data.errors import MantaError, NotEnoughData, SourceError
 from data.spec import TokenizerSpec
-from data.tokenizer import Tokenizer, train_tokenizer
+from data.tokenizer import BYTE, ORDINARY, UNKNOWN, Tokenizer, train_tokenizer
 from tests.data.conftest import texts
 
 SPEC = TokenizerSpec(vocab_size=400)
@@ -56,6 +56,11 @@ def test_a_symbol_is_one_piece_wherever_it_stands(model_type: str) -> None:
 def test_known_text_takes_fewer_tokens_than_characters(tokenizer: Tokenizer) -> None:
     text = texts(1)[0]
     assert len(tokenizer.encode(text)) < len(text) / 2
+
+
+def test_a_newline_is_no_byte_of_a_character_without_a_piece(tokenizer: Tokenizer) -> None:
+    assert tokenizer.kind_V[tokenizer.encode("\n龍\n")].tolist() == [ORDINARY, BYTE, BYTE, BYTE, ORDINARY]
+    assert tokenizer.kind_V[0] == UNKNOWN
 
 
 def test_marks_are_not_in_encoded_text(tokenizer: Tokenizer) -> None:
