@@ -15,7 +15,10 @@ import xxhash
 FOLDER = Path(__file__).parent / "peers" / "datatrove"
 CACHE = Path(__file__).parents[2] / ".cache" / "bench"
 # Manta's own packages are not to be found by the other environment.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+    "OMP_NUM_THREADS": "1",
+    "TQDM_DISABLE": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,6 @@ class Datatrove:
                 [self._python, FOLDER / "run.py", json.dumps({**config, "rank": rank})],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
                 text=True,
                 env=ENVIRONMENT,
             )
