@@ -1,12 +1,12 @@
 """Words and symbols, as the rules count them.
 
-The published thresholds were set on words of the Penn Treebank's kind (Marcus, Santorini and Marcinkiewicz 1993), which the
-tokenizers of Gopher's and FineWeb's followers make, so text is split in that way:
+Gopher's paper does not say how it splits; the code that made FineWeb makes words of the Penn Treebank's kind (Marcus, Santorini
+and Marcinkiewicz 1993), and what the thresholds do depends on that. So text is split:
 
 - at white space;
 - each symbol at an edge of what is between stands alone (``("so",`` is five), a row of points is one; a period stays with an
   initial or an abbreviation (``U.S.``, ``Dr.``);
-- a contraction is two words (``do n't``, ``it 's``, ``can not``), and so is what is left of one (``'s``) a word;
+- a contraction is two words (``do n't``, ``it 's``, ``can not``), and its second half is one where it stands by itself;
 - inside, letters are parted by hyphens, dashes, colons, slashes, commas and equals signs, sentences by their period
   (``end.Start``), digits by signs (``3-4``). Other symbols inside belong to the word: ``1,000.5``, ``os.path``, ``f(x``;
   addresses and names that look like a host's (``json.JSONDecoder.decode``) are one.

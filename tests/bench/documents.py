@@ -1,4 +1,4 @@
-"""Many documents out of little text: English, deterministic, no two the same.
+"""Many documents out of little text: English, deterministic, hardly two the same.
 
 The text is ../shared/corpus where that is there (encyclopedia articles, scenes of plays), else the prose of the standard
 library. A document is some lines in a row of one text, about as long as web pages are (log-normal), in which one word of eight
