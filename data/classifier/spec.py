@@ -25,7 +25,8 @@ class TrainingSpec(Spec):
     min_examples: int = Field(default=50, ge=10)
     """On either side of each decision; where a language has fewer, it goes without."""
     max_examples: int = Field(default=50_000, ge=100)
-    """A language. Of more, those are taken whose hashes are lowest. Decides over memory: at most 40,000 characters each."""
+    """A language. Of more, those are taken whose hashes are lowest. Decides over memory: up to 20,000 characters of twice as
+    many while they are read, then 12 bytes for each different n-gram of each."""
     max_calibration_error: Share = 0.05
     """Where the expected calibration error on examples held out is larger, the language goes without."""
 
