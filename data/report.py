@@ -12,9 +12,9 @@ from pydantic import Field, ValidationError
 from data.classifier.figures import ClassifierFigures
 from data.errors import ShardError
 from data.files import checksum
-from data.manifest import REPORT_NAME, Count, Manifest, Record
+from data.manifest import REPORT_NAME, Count, Manifest, Record, Split
 
-FORMAT = 2
+FORMAT = 3
 MOST_EPOCHS = 4.0
 """Up to so many passes repeated text is about as good as new (Muennighoff et al. 2023, "Scaling Data-Constrained Language
 Models")."""
@@ -171,6 +171,23 @@ class LicenceFlow(Record):
     kept: Amount
 
 
+class RowFill(Record):
+    """Rows of one length in one split."""
+
+    split: Split
+    row_length: int
+    rows: int
+    documents: int
+    """That begin in them."""
+    tokens: int
+    """Begin and end marks among them; the rest is padding."""
+
+    @property
+    def padding(self) -> float:
+        """Share of the rows' room that holds no token."""
+        return 1 - self.tokens / (self.rows * self.row_length)
+
+
 class Report(Record):
     format: int = FORMAT
     hash: str
@@ -193,6 +210,8 @@ class Report(Record):
     """Of the stages that may have one."""
     lengths: Histogram
     """Of the documents kept, in tokens."""
+    rows: tuple[RowFill, ...]
+    """By split, then length, the shortest first."""
     vocab_size: int
     vocab_size_asked: int | None
     """None: an existing tokenizer was taken."""

@@ -1,12 +1,13 @@
 """From what the tasks counted to the report. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 from data.classifier.figures import ClassifierFigures
 from data.corpus import Corpus
-from data.manifest import Manifest
+from data.manifest import SPLITS, Manifest
 from data.packing import PackResult, limits_of
-from data.report import Amount, CellFlow, Example, Histogram, LanguageTokens, LicenceFlow, Report, Step, TextFigures
+from data.report import Amount, CellFlow, Example, Histogram, LanguageTokens, LicenceFlow, Report, RowFill, Step, TextFigures
 from data.stages.base import StageCount
 
 
@@ -51,6 +52,7 @@ def summarise(
         decontamination=corpus.decontamination,
         classifiers=tuple(classifiers),
         lengths=sum((figures.lengths for figures in languages.values()), Histogram()),
+        rows=tuple(_fills(manifest)),
         vocab_size=manifest.vocab_size,
         vocab_size_asked=manifest.vocab_size_asked,
         tokens=tuple(LanguageTokens.of(language, languages[language]) for language in sorted(languages)),
@@ -59,6 +61,19 @@ def summarise(
             for cell, figures in zip(manifest.cells, by_cell, strict=True)
         ),
     )
+
+
+def _fills(manifest: Manifest) -> Iterator[RowFill]:
+    for split, segment in product(SPLITS, range(len(manifest.segments))):
+        shards = [shard for shard in manifest.shards if (shard.split, shard.segment) == (split, segment)]
+        if shards:
+            yield RowFill(
+                split=split,
+                row_length=manifest.row_length(segment),
+                rows=sum(shard.rows for shard in shards),
+                documents=sum(shard.documents for shard in shards),
+                tokens=sum(shard.tokens for shard in shards),
+            )
 
 
 def _step(count: StageCount) -> Step:

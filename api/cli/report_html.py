@@ -9,6 +9,7 @@ from api.cli.report_page import (
     LICENCE_COLUMNS,
     OVERLAP_COLUMNS,
     OVERLAP_TITLE,
+    ROW_COLUMNS,
     bins,
     classifiers,
     clusters_title,
@@ -16,6 +17,7 @@ from api.cli.report_page import (
     licences,
     overlap_rows,
     repeated,
+    rows,
     tokenizer_title,
 )
 from api.cli.text import count, size
@@ -68,6 +70,8 @@ def document(report: Report, tokens: int | None, epochs: Mapping[str, float] | N
         _table(LICENCE_COLUMNS, licences(report)),
         "<h2>Documents by length in tokens</h2>",
         _histogram(report.lengths),
+        "<h2>Rows</h2>",
+        _table(ROW_COLUMNS, rows(report)),
         *(
             [f"<h2>{escape(clusters_title(report))}</h2>", _histogram(report.duplicate_clusters)]
             if report.duplicate_clusters.total

@@ -40,6 +40,7 @@ def page(report: Report, tokens: int | None, epochs: Mapping[str, float] | None)
         parts.append(Text(often, "yellow"))
     parts += _section("Licences", _written(LICENCE_COLUMNS, licences(report)))
     parts += _section("Documents by length in tokens", histogram(report.lengths))
+    parts += _section("Rows", _written(ROW_COLUMNS, rows(report)))
     if report.duplicate_clusters.total:
         parts += _section(clusters_title(report), histogram(report.duplicate_clusters))
     if report.decontamination:
@@ -151,6 +152,16 @@ def licences(report: Report) -> Iterator[tuple[str, ...]]:
     for flow in report.licences:
         amounts = [shown for each in (flow.read, flow.kept) for shown in (count(each.documents), size(each.bytes))]
         yield flow.licence or "not stated", count(len(flow.sources)), *amounts
+
+
+ROW_COLUMNS = ("split", "tokens a row>", "rows>", "documents>", "tokens>", "padding>")
+
+
+def rows(report: Report) -> Iterator[tuple[str, ...]]:
+    """A row a split and length."""
+    for fill in report.rows:
+        amounts = (fill.row_length, fill.rows, fill.documents, fill.tokens)
+        yield fill.split, *map(count, amounts), f"{100 * fill.padding:.1f}%"
 
 
 def _cells(report: Report, epochs: Mapping[str, float] | None) -> Table:

@@ -104,6 +104,13 @@ def test_one_document_a_row(tmp_path: Path, preparation: Preparation) -> None:
     assert batch.document_ids.max() == 0
     assert alone.manifest.tokens("train") == shared.manifest.tokens("train") == (batch.document_ids == 0).sum()
     assert alone.num_rows("train") > shared.num_rows("train")
+    for dataset in (shared, alone):
+        fill = Report.read(dataset.path).rows[0]
+        assert (fill.split, fill.row_length, fill.rows) == ("train", 32, dataset.num_rows("train"))
+        assert fill.documents == dataset.manifest.documents("train")
+        padding = (dataset.rows("train", range(dataset.num_rows("train"))).document_ids < 0).mean()
+        assert fill.padding == pytest.approx(padding)
+    assert Report.read(alone.path).rows[0].padding > Report.read(shared.path).rows[0].padding
     # Rows of one document are next to each other and full, but for the last.
     begins = np.flatnonzero(batch.tokens[:, 0] == alone.manifest.bos_id)
     assert len(begins) == alone.manifest.documents("train")

@@ -36,6 +36,7 @@ def spec(tmp_path: Path) -> DataSpec:
         shard_documents=1,
         deduplicate="minhash",
         held_out_fraction=0.2,
+        documents=True,
     ).model_copy(update={"shard_documents": 30})
 
 
@@ -65,6 +66,8 @@ def everything(spec: DataSpec, tmp_path: Path) -> DataSpec:
             "deduplicate": {"method": "minhash", "keep": "longest", "min_agreement": 0.5, "memory_bytes": 2**18},
             "held_out_fraction": 0.1,
             "shard_documents": 1,
+            "document_tokens": {"min": 8, "max": 100},
+            "documents": True,
             "seed": 7,
         }
     ).model_copy(update={"shard_documents": 20})
