@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from data.decontamination.spec import DecontaminateSpec
 from data.decontamination.units import Texts, item_lengths
 from data.files import U64, atomic, write_atomically
-from data.selection import Ints
+from data.selection import Ints, Mask
 from data.tasks import read_texts
 
 # What gathering and merging hold for one record, with room to spare (a test measures it).
@@ -165,10 +165,11 @@ def merge(task: MergeTask) -> MergeResult:
     return result
 
 
-def _of_formula(hash_R: U64) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _of_formula(hash_R: U64) -> Mask:
     """Which of sorted hashes are there more than ``MOST_ITEMS`` times."""
     _, which_R, counts = np.unique(hash_R, return_inverse=True, return_counts=True)
-    return counts[which_R] > MOST_ITEMS
+    many_R: Mask = counts[which_R] > MOST_ITEMS
+    return many_R
 
 
 def borders(sorted_hash: U64, partitions: int) -> Ints:

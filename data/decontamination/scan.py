@@ -6,12 +6,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter
 
 from data.decontamination.reference import borders, map_records, table_path, text_batches
 from data.decontamination.units import Texts
 from data.files import U64, write_atomically
 from data.selection import Ints, Mask
+
+Floats = npt.NDArray[np.float64]
 
 # Records of the table in memory at once while a document's are counted.
 _MATCHES_AT_A_TIME = 1 << 20
@@ -114,9 +117,7 @@ def scan(task: ScanTask) -> ScanResult:
     return result
 
 
-def _overlaps(
-    texts: list[str], table: _Table, size_I: Ints, reference: Reference
-) -> Iterator[tuple[int, Ints, np.ndarray[tuple[int], np.dtype[np.float64]]]]:
+def _overlaps(texts: list[str], table: _Table, size_I: Ints, reference: Reference) -> Iterator[tuple[int, Ints, Floats]]:
     """Of each text that overlaps an item too much: its number, the items, and the shares."""
     cut = Texts(texts)
     known: dict[int, list[U64]] = {}
@@ -132,7 +133,7 @@ def _overlaps(
             yield text, items[enough], shares[enough]
 
 
-def _shares(hash_Q: U64, table: _Table, size_I: Ints) -> tuple[Ints, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+def _shares(hash_Q: U64, table: _Table, size_I: Ints) -> tuple[Ints, Floats]:
     """The items that have some of a text's n-grams of one length, and the share that they have in common."""
     items, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for more in table.items(hash_Q):
