@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,43 @@ def test_a_process_killed_while_it_gives_up_gives_up_again(tmp_path: Path) -> No
     assert answer["whole"]["steps"][-1] == "error not_enough_data"
     assert {attempt["steps"][-1] for attempt in answer["again"]} == {"error not_enough_data"}
     assert all(answer["same"])
+
+
+def test_a_preparation_is_stopped_while_a_task_runs_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from data.ray_executor import _pulsed
+
+    class Stopped(Exception):
+        pass
+
+    monkeypatch.setattr("data.ray_executor._PULSE_SECONDS", 0.0)
+    seen: list[int] = []
+    never = threading.Event()
+
+    def results() -> Iterator[int]:
+        yield 1
+        never.wait()
+
+    def pulse() -> None:
+        if seen:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        seen.extend(_pulsed(results, pulse))  # as they come
+    assert seen == [1]
+    never.set()
+
+
+def test_what_ray_raises_is_raised_here() -> None:
+    from data.ray_executor import _pulsed
+
+    def results() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is full")
+
+    found = _pulsed(results, lambda: None)
+    assert next(found) == 1
+    with pytest.raises(OSError, match="the disk is full"):
+        next(found)
 
 
 class Dying:
