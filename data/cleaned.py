@@ -12,6 +12,7 @@ from pathlib import Path
 import xxhash
 from pydantic import TypeAdapter
 
+from data import stdlib
 from data.dedup.spec import NearSpec
 from data.files import TEMPORARY_PREFIX, write_atomically
 from data.locks import locked
@@ -29,11 +30,12 @@ _NEAR: TypeAdapter[NearSpec | None] = TypeAdapter(NearSpec | None)
 
 def part_name(data: DataSpec, source: SourceSpec, files: Sequence[InputFile], near: NearSpec | None) -> str:
     """``documents-<hash of everything that decides what is in it>.arrow``."""
-    stdlib_kind = source.path if files[0].path.startswith("stdlib:") else None
+    # Prose and code of Python's library are cut from the same files.
+    kind = source.path if source.path.startswith(stdlib.PREFIX) else None
     settings = [
         FORMAT,
         versions(files),
-        stdlib_kind,
+        kind,
         source.model_dump(mode="json", exclude={"path", "weight", "licence"}),
         _SETTINGS.dump_python(data.stages, mode="json"),
         _NEAR.dump_python(near, mode="json"),
