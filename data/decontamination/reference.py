@@ -81,9 +81,14 @@ def write_records(path: Path, hash_R: U64, item_R: Ints) -> None:
 
 
 def map_records(path: Path) -> tuple[U64, Ints]:
-    words = np.fromfile(path, np.uint64) if not path.stat().st_size else np.memmap(path, np.uint64, "r")
+    words = map_words(path)
     half = len(words) // 2
-    return words[:half], words[half:].view(np.int64)
+    return words[:half].view(np.uint64), words[half:]
+
+
+def map_words(path: Path) -> Ints:
+    """An empty file cannot be mapped."""
+    return np.memmap(path, np.int64, "r") if path.stat().st_size else np.empty(0, np.int64)
 
 
 def gather(task: GatherTask) -> GatherResult:

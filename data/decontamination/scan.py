@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from data.decontamination.reference import borders, map_records, table_path, text_batches
+from data.decontamination.reference import borders, map_records, map_words, table_path, text_batches
 from data.decontamination.units import Texts
 from data.files import U64, write_atomically
 from data.selection import Ints, Mask
@@ -100,7 +100,7 @@ def scan(task: ScanTask) -> ScanResult:
         return _RESULT.validate_json(task.output.read_bytes())
     reference = _REFERENCE.validate_json((task.reference / "reference.json").read_bytes())
     table = _Table(task.reference, reference.partitions)
-    size_I = np.memmap(task.reference / "sizes.i64", np.int64, "r")
+    size_I = map_words(task.reference / "sizes.i64")
     result = ScanResult(task.index, [], [], [], [])
     found: set[int] = set()
     at = 0

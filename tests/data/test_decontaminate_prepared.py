@@ -159,6 +159,18 @@ def test_a_cell_that_is_emptied_is_an_error_that_names_the_step(tmp_path: Path, 
     assert raised.value.pointer == "/data_pipeline/decontaminate"
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_nothing_to_compare_with_is_no_overlap(count: int, tmp_path: Path, preparation: Preparation) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines([f"{i} short" for i in range(count)]))
+    asked = data_spec(path, stages=["normalise"], decontaminate=True)
+    if count == 1:
+        with pytest.raises(NotEnoughData, match="only one document is left"):
+            preparation(asked)
+    else:
+        [held_out] = Report.read(preparation(asked, vocab_size=300).path).decontamination
+        assert (held_out.items, held_out.too_short, held_out.ngrams, held_out.dropped) == (1, 1, 0, 0)
+
+
 def test_settings_have_short_forms() -> None:
     for value, expected in {True: DecontaminateSpec(), False: None, "none": None, None: None}.items():
         spec = DataSpec.model_validate({"decontaminate": value})
