@@ -24,7 +24,7 @@ WEB_LIBRARIES = ("fastwarc", "resiliparse")
 _HTML = ("text/html", "application/xhtml+xml")
 _WEB = re.compile(r"\.(?:html?|warc)(?:\.gz|\.zst)?$")
 _HTTP_HEADER_BYTES = 64 * 1024
-# Extraction takes a step for each level above each tag. Real pages need 10,000 to 100,000; so many take half a minute.
+# Extraction takes a step for each level above each tag. 40 real pages needed at most 86,000; so many take half a minute.
 _MOST_STEPS = 20_000_000
 _TAG = re.compile(r"<(/?)(?!(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr)\b)([a-z][a-z0-9]*)", re.I)
 
