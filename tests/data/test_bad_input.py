@@ -271,7 +271,7 @@ def test_a_tokenizer_that_cannot_be_used(
 def test_more_characters_than_pieces(tmp_path: Path, preparation: Preparation) -> None:
     every = ["".join(chr(0x4E00 + (i * 61 + j) % 6000) for j in range(60)) for i in range(200)]
     spec = data_spec(write(tmp_path / "a.jsonl", json_lines(every)))
-    with pytest.raises(SourceError, match="no tokenizer of 300 pieces") as raised:
+    with pytest.raises(SourceError, match="vocab_size 300 has no room for the characters") as raised:
         preparation(spec)
     assert raised.value.pointer == "/tokenizer/vocab_size"
 
