@@ -93,7 +93,9 @@ _PACK_RESULT = TypeAdapter(PackResult)
 @dataclass(slots=True)
 class _Document:
     text: str
+    bytes: int
     origin: tuple[Any, ...]
+    """Where something asks for it."""
     ids: Tokens
     """Begin and end marks among them."""
 
@@ -122,7 +124,7 @@ def pack_documents(task: PackTask) -> PackResult:
                 pieces.append(cut(document.ids, task.limits.max))
                 lengths.append(document.tokens)
                 kinds += np.bincount(tokenizer.kind_V[document.ids[1:-1]], minlength=3)
-                size += len(document.text.encode())
+                size += document.bytes
     figures = TextFigures(
         bytes=size,
         tokens=int(kinds.sum()),
@@ -138,19 +140,20 @@ def pack_documents(task: PackTask) -> PackResult:
 
 
 def _documents(task: PackTask, tokenizer: Tokenizer) -> Iterator[_Document]:
-    rows = (row for part, rows in task.documents for row in read_rows(part, rows, "text", *_ORIGIN))
+    origin_too = _ORIGIN if task.keep_documents or task.limits.limited else []
+    rows = (row for part, rows in task.documents for row in read_rows(part, rows, "text", *origin_too))
     while batch := list(islice(rows, _ENCODED_TOGETHER)):
         for (text, *origin), ids in zip(batch, tokenizer.encode_batch([row[0] for row in batch]), strict=True):
             marked = np.empty(len(ids) + 2, np.uint32)
             marked[0], marked[1:-1], marked[-1] = tokenizer.bos_id, ids, tokenizer.eos_id
-            yield _Document(text, tuple(origin), marked)
+            yield _Document(text, len(text.encode()), tuple(origin), marked)
 
 
 def _within(limits: DocumentTokens, documents: Iterator[_Document], count: StageCount) -> Iterator[_Document]:
     """Without documents that are too short or, where those are not cut, too long; ``count`` takes in what came and went."""
     for document in documents:
         count.documents += 1
-        count.bytes += len(document.text.encode())
+        count.bytes += document.bytes
         if reason := limits.reason(document.tokens):
             count.drops[reason] = count.drops.get(reason, 0) + 1
             shown = count.examples.setdefault(reason, [])
