@@ -19,8 +19,9 @@ from workers.spec import TrainSpec
 MODULES = ("workers.rank", "workers.loop", "torch.distributed.fsdp", "torch._dynamo", "ray.air._internal.torch_utils")
 """What every rank imports sooner or later; the last two lazily, when its model is sharded and when it is done."""
 
-POLL_SECONDS = 2.0
-"""How long a worker lets Ray's controller wait for its status while it trains."""
+POLL_SECONDS = 30.0
+"""How long a worker lets Ray's controller wait for its status while it trains. The controller sees a death meanwhile, and
+takes a worker that has not answered for one that runs, up to ten minutes."""
 
 
 def settle(settings: Mapping[str, str]) -> None:
