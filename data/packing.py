@@ -24,7 +24,7 @@ from data.manifest import DocumentsFile, ShardInfo, Split
 from data.report import Histogram, TextFigures
 from data.selection import Ints
 from data.shards import write_shard
-from data.spec import DataSpec, DocumentTokens
+from data.spec import MARKS, DataSpec, DocumentTokens
 from data.stages.base import EXAMPLE_CHARACTERS, EXAMPLES, Example, StageCount
 from data.tasks import PART, read_rows
 from data.tokenizer import BYTE, UNKNOWN, Tokenizer
@@ -101,7 +101,7 @@ class _Document:
 
     @property
     def tokens(self) -> int:
-        return len(self.ids) - 2
+        return len(self.ids) - MARKS
 
 
 def pack_documents(task: PackTask) -> PackResult:
@@ -144,7 +144,7 @@ def _documents(task: PackTask, tokenizer: Tokenizer) -> Iterator[_Document]:
     rows = (row for part, rows in task.documents for row in read_rows(part, rows, "text", *origin_too))
     while batch := list(islice(rows, _ENCODED_TOGETHER)):
         for (text, *origin), ids in zip(batch, tokenizer.encode_batch([row[0] for row in batch]), strict=True):
-            marked = np.empty(len(ids) + 2, np.uint32)
+            marked = np.empty(len(ids) + MARKS, np.uint32)
             marked[0], marked[1:-1], marked[-1] = tokenizer.bos_id, ids, tokenizer.eos_id
             yield _Document(text, len(text.encode()), tuple(origin), marked)
 
@@ -165,13 +165,11 @@ def _within(limits: DocumentTokens, documents: Iterator[_Document], count: Stage
 
 
 def cut(ids: Tokens, most: int | None) -> list[Tokens]:
-    """A document with its marks in the fewest pieces of at most ``most`` tokens beside the marks, all about as long."""
-    tokens = len(ids) - 2
-    if most is None or tokens <= most:
+    """A document with its marks in the fewest pieces of at most ``most`` tokens, marks among them, all about as long."""
+    if most is None or len(ids) <= most:
         return [ids]
-    count = -(-tokens // most)
-    inner = [1 + tokens * i // count for i in range(1, count)]
-    return np.split(ids, inner)
+    count = -(-len(ids) // most)
+    return np.split(ids, [len(ids) * i // count for i in range(1, count)])
 
 
 def _shards(task: PackTask, documents: list[list[Tokens]]) -> tuple[ShardInfo, ...]:

@@ -50,12 +50,17 @@ class CurriculumSegment(Spec):
     """Share of the run's tokens."""
 
 
+MARKS = 2
+"""Tokens that begin and end a document."""
+
+
 class DocumentTokens(Spec):
-    """Limits on documents in tokens, begin and end marks not counted."""
+    """Limits on documents in tokens."""
 
     min: int | None = Field(default=None, ge=1)
-    """Shorter documents are dropped, as ``too_few_tokens``."""
-    max: int | None = Field(default=None, ge=1)
+    """Documents of fewer tokens, begin and end marks not counted, are dropped, as ``too_few_tokens``."""
+    max: int | None = Field(default=None, ge=3)
+    """Begin and end marks are counted, as they are in a row: what has this limit fits a row of as many tokens."""
     longer: Literal["cut", "drop"] = "cut"
     """Documents longer than ``max`` are cut into the fewest pieces that fit, all about as long, each of which is a document for
     attention; or dropped, as ``too_many_tokens``."""
@@ -64,21 +69,22 @@ class DocumentTokens(Spec):
     def _limits_fit(self) -> Self:
         if self.min is None or self.max is None:
             return self
-        if self.min > self.max:
-            raise Misfit(f"min {self.min} is more than max {self.max}", "min", "max")
-        if self.longer == "cut" and self.min > (self.max + 1) // 2:
+        if self.min + MARKS > self.max:
+            raise Misfit(f"min {self.min} and begin and end marks are more than max {self.max}", "min", "max")
+        # Halves of the shortest that is cut have one mark each.
+        if self.longer == "cut" and self.min > (self.max - 1) // 2:
             raise Misfit(
-                f"a document of {self.max + 1} tokens would be cut into pieces of less than min {self.min}: ask at most half of"
-                f" max {self.max}, or drop longer ones",
+                f"a document of {self.max + 1} tokens with its marks would be cut into pieces of less than min {self.min}:"
+                f" ask at most {(self.max - 1) // 2}, or drop longer ones",
                 *("min", "max", "longer"),
             )
         return self
 
     def reason(self, tokens: int) -> str:
-        """Why a document of so many tokens is dropped; empty where it is not."""
+        """Why a document of so many tokens beside its marks is dropped; empty where it is not."""
         if self.min is not None and tokens < self.min:
             return "too_few_tokens"
-        return "too_many_tokens" if self.longer == "drop" and self.max is not None and tokens > self.max else ""
+        return "too_many_tokens" if self.longer == "drop" and self.max is not None and tokens + MARKS > self.max else ""
 
     @property
     def limited(self) -> bool:

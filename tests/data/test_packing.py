@@ -32,17 +32,32 @@ def documents_of(dataset: PackedDataset) -> list[list[int]]:
     return found
 
 
-@given(st.integers(0, 200), st.integers(1, 60))
+@given(st.integers(0, 200), st.integers(3, 60))
 def test_cutting_loses_no_token_and_pieces_are_about_as_long(tokens: int, most: int) -> None:
     ids = np.arange(tokens + 2, dtype=np.uint32)
     pieces = cut(ids, most)
     assert np.concatenate(pieces).tolist() == ids.tolist()
     lengths = [len(piece) for piece in pieces]
-    lengths[0] -= 1
-    lengths[-1] -= 1
     assert max(lengths) <= most
     assert max(lengths) - min(lengths) <= 1
-    assert len(pieces) == max(1, -(-tokens // most))
+    assert len(pieces) == -(-(tokens + 2) // most)
+
+
+@pytest.mark.parametrize("packing", ["one_document", "best_fit"])
+def test_pieces_of_at_most_a_row_have_no_rest_in_another(tmp_path: Path, preparation: Preparation, packing: str) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines(texts(40, words=60)))
+    settings: dict[str, Any] = {"sequence_length": 64, "packing": packing}
+    prepared = preparation(data_spec(path, **settings, document_tokens={"max": 64}))
+    tokenizer = Tokenizer.load(prepared.path / "tokenizer.model")
+    whole = [len(tokenizer.encode(text)) + 2 for text in texts(40, words=60)]
+    assert max(whole) > 64
+    expected = [-(-length // 64) for length in whole]
+    sizes = sorted(len(document) for document in documents_of(PackedDataset.open(prepared.path)))
+    assert sizes == sorted(
+        length * (i + 1) // n - length * i // n for length, n in zip(whole, expected, strict=True) for i in range(n)
+    )
+    if packing == "one_document":
+        assert sum(fill.rows for fill in Report.read(prepared.path).rows) == sum(expected)
 
 
 @pytest.mark.parametrize("longer", ["cut", "drop"])
@@ -52,10 +67,10 @@ def test_limits_in_tokens_are_kept_and_what_they_drop_is_counted(tmp_path: Path,
     plain = preparation(data_spec(path, sequence_length=1024))
     tokenizer = Tokenizer.load(plain.path / "tokenizer.model")
     lengths = sorted(len(tokenizer.encode(text)) for text in given_texts)
-    least, most = lengths[20], max(lengths[60], 2 * lengths[20])
+    least, most = lengths[20], max(lengths[60], 2 * lengths[20]) + 2
     limits = {"min": least, "max": most, "longer": longer}
     prepared = preparation(data_spec(path, sequence_length=1024, document_tokens=limits))
-    short, long = sum(n < least for n in lengths), sum(n > most for n in lengths)
+    short, long = sum(n < least for n in lengths), sum(n + 2 > most for n in lengths)
     assert short > 0
     assert long > 0
     step = Report.read(prepared.path).steps[-1]
@@ -68,8 +83,8 @@ def test_limits_in_tokens_are_kept_and_what_they_drop_is_counted(tmp_path: Path,
     marks = {tokenizer.bos_id, tokenizer.eos_id}
     sizes = [len([token for token in document if token not in marks]) for document in documents]
     assert min(sizes) >= least
-    assert max(sizes) <= most
-    kept = [n for n in lengths if n >= least and (longer == "cut" or n <= most)]
+    assert max(map(len, documents)) <= most
+    kept = [n for n in lengths if n >= least and (longer == "cut" or n + 2 <= most)]
     assert sum(sizes) == sum(kept)
     assert prepared.manifest.documents("train") + prepared.manifest.documents("held_out") == len(kept)
     assert Report.read(prepared.path).kept.documents == len(kept)
@@ -87,13 +102,16 @@ def test_limits_that_take_a_whole_cell_are_an_error(tmp_path: Path, preparation:
 
 @pytest.mark.parametrize(
     ("limits", "detail"),
-    [({"min": 9, "max": 8}, "min 9 is more than max 8"), ({"min": 9, "max": 16}, "a document of 17 tokens would be cut")],
+    [
+        ({"min": 7, "max": 8}, "min 7 and begin and end marks are more than max 8"),
+        ({"min": 8, "max": 16}, "a document of 17 tokens with its marks would be cut.*ask at most 7"),
+    ],
 )
 def test_limits_that_cannot_be_kept_are_refused(limits: dict[str, Any], detail: str) -> None:
     with pytest.raises(ValidationError, match=detail):
         DocumentTokens.model_validate(limits)
-    DocumentTokens.model_validate({"min": 8, "max": 16})
-    DocumentTokens.model_validate({"min": 16, "max": 16, "longer": "drop"})
+    DocumentTokens.model_validate({"min": 7, "max": 16})
+    DocumentTokens.model_validate({"min": 14, "max": 16, "longer": "drop"})
 
 
 def test_one_document_a_row(tmp_path: Path, preparation: Preparation) -> None:
