@@ -6,7 +6,8 @@ space may delete the folder when nothing is being prepared.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import xxhash
@@ -14,13 +15,13 @@ from pydantic import TypeAdapter
 
 from data import stdlib
 from data.dedup.spec import NearSpec
-from data.files import TEMPORARY_PREFIX, write_atomically
+from data.files import TEMPORARY_PREFIX, checksum, write_atomically
 from data.locks import locked
 from data.manifest import FORMAT
 from data.sources import InputFile
 from data.sources.listing import versions
 from data.spec import DataSpec, SourceSpec
-from data.stages.registry import StageSpec
+from data.stages.registry import DISTRIBUTIONS, FOLDERS, StageSpec
 
 FOLDER = ".cleaned"
 _CLAIMS = "claims"
@@ -28,13 +29,33 @@ _SETTINGS: TypeAdapter[tuple[StageSpec, ...]] = TypeAdapter(tuple[StageSpec, ...
 _NEAR: TypeAdapter[NearSpec | None] = TypeAdapter(NearSpec | None)
 
 
-def part_name(data: DataSpec, source: SourceSpec, files: Sequence[InputFile], near: NearSpec | None) -> str:
-    """``documents-<hash of everything that decides what is in it>.arrow``."""
+def clean_versions(data: DataSpec) -> dict[str, str]:
+    """Of the libraries and files that decide what the stages leave, and how what they drop is written."""
+    kinds = {type(spec) for spec in data.stages}
+    names = {name for kind in kinds for name in DISTRIBUTIONS.get(kind, ())}
+    if data.keep_dropped:
+        names.add("pyarrow")
+    found = {name: metadata.version(name) for name in sorted(names)}
+    for folder in sorted(FOLDERS[kind] for kind in kinds & FOLDERS.keys()):
+        found |= {f"{folder.name}/{file.name}": checksum(file) for file in sorted(folder.iterdir())}
+    return found
+
+
+def part_name(
+    data: DataSpec, source: SourceSpec, files: Sequence[InputFile], near: NearSpec | None, cleaning: Mapping[str, str]
+) -> str:
+    """
+    Args:
+        cleaning: ``clean_versions`` of the data.
+
+    Returns:
+        ``documents-<hash of everything that decides what is in it>.arrow``.
+    """
     # Prose and code of Python's library are cut from the same files.
     kind = source.path if source.path.startswith(stdlib.PREFIX) else None
     settings = [
         FORMAT,
-        versions(files),
+        [versions(files), cleaning],
         kind,
         source.model_dump(mode="json", exclude={"path", "weight", "licence"}),
         _SETTINGS.dump_python(data.stages, mode="json"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cleaned import part_name
+from data.cleaned import clean_versions, part_name
 from data.dedup.spec import ExactSpec
 from data.files import U64, key64
 from data.funnel import Funnel, drops_of
@@ -115,11 +115,12 @@ def clean_tasks(data: DataSpec, files: list[list[InputFile]], folder: Path) -> I
     """
     index = 0
     near = None if isinstance(data.deduplicate, ExactSpec) else data.deduplicate
+    cleaning = clean_versions(data)
     for number, (source, of_source) in enumerate(zip(data.sources, files, strict=True)):
         for group in _grouped(of_source, data.shard_documents):
             yield CleanTask(
                 index=index,
-                part=folder / part_name(data, source, group, near),
+                part=folder / part_name(data, source, group, near, cleaning),
                 files=tuple(group),
                 source=source,
                 pointer=f"/data_pipeline/sources/{number}",

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import xxhash
 from data import dropped
 from data.classifier.learn import Lesson, classifiers, learn, list_lessons
 from data.cleaned import FOLDER as CLEANED
-from data.cleaned import claim, tidy
+from data.cleaned import claim, clean_versions, tidy
 from data.corpus import Corpus, cells, clean_tasks
 from data.dataset import PackedDataset
 from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
@@ -171,6 +172,9 @@ def _identity(
     digest = xxhash.xxh3_128()
     versions = {"format": FORMAT, "sentencepiece": sentencepiece.__version__}
     versions |= input_versions(file for of_source in files for file in of_source)
+    versions |= clean_versions(data)
+    if data.documents:
+        versions["pyarrow"] = metadata.version("pyarrow")
     if tokenizer.path is not None:
         Tokenizer.load(tokenizer.path)
         versions["tokenizer"] = checksum(Path(tokenizer.path))

