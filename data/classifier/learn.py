@@ -19,7 +19,7 @@ from data.classifier.examples import Example, ExampleFiles, Sample, TrainingErro
 from data.classifier.figures import ClassifierFigures
 from data.classifier.fit import Examples, fit
 from data.classifier.learner import Learner
-from data.classifier.model import FORMAT, Classifier, primary
+from data.classifier.model import FORMAT, Classifier
 from data.classifier.spec import ExamplesSpec, Trainable, TrainedSpec, TrainingSpec
 from data.errors import MantaError
 from data.executors import Executor
@@ -27,6 +27,7 @@ from data.files import checksum, write_atomically
 from data.sources import list_files
 from data.spec import DataSpec, SourceSpec
 from data.stages.registry import make_learner
+from data.stages.text import primary
 
 _FOLDER = ".classifiers"
 

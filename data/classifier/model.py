@@ -21,15 +21,11 @@ from data.classifier.features import Features, Floats
 from data.classifier.figures import TrainingFigures
 from data.errors import SourceError
 from data.files import checksum
+from data.stages.text import primary
 
 FORMAT = 1
 """Of the file, and of what features mean: part of what a trained classifier is found by."""
 SCALE = 1 << 16
-
-
-def primary(language: str) -> str:
-    """``zh`` of ``zh-Hant``."""
-    return language.lower().partition("-")[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import xxhash
 
 from data.files import U64, mix64
 from data.selection import text_hash
+from data.stages.text import primary
 
 # Written without spaces between words: characters are counted instead.
 _CHARACTER_LANGUAGES = frozenset({"zh", "yue", "wuu", "ja", "th", "lo", "km", "my", "bo", "dz"})
@@ -45,7 +46,7 @@ def shingle_hashes(text: str, language: str, ngram: int) -> U64:
 
 def by_characters(language: str) -> bool:
     """Whether the language is written without spaces between words."""
-    return language.partition("-")[0] in _CHARACTER_LANGUAGES
+    return primary(language) in _CHARACTER_LANGUAGES
 
 
 def unit_hashes(text: str, language: str) -> U64:

@@ -25,7 +25,7 @@ from data.dedup.shingles import ngram_hashes
 from data.documents import Document
 from data.files import U64
 from data.stages.fineweb import ends_sentence
-from data.stages.text import characters, cjk_share, duplicates, nonblank_lines
+from data.stages.text import characters, cjk_share, duplicates, nonblank_lines, primary
 from data.stages.words import has_letter, is_symbol, tokens
 
 FIGURES = (
@@ -62,7 +62,7 @@ def _words(document: Document) -> tuple[float, ...]:
     count = max(number, 1)
     length = sum(len(word) * n for word, n in times.items()) / count
     spelled = sum(n for word, n in times.items() if word.isalpha() or has_letter(word)) / count
-    stop_words = _STOP_WORDS.get(document.language.lower().partition("-")[0])
+    stop_words = _STOP_WORDS.get(primary(document.language))
     stopped = 1.0 if stop_words is None else sum(n for word, n in times.items() if word.lower() in stop_words) / count
     return (
         _short(number, 100, 50),

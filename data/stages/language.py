@@ -20,9 +20,9 @@ from data.documents import Document
 from data.spec_base import Share, Spec
 from data.stages.base import Drop
 from data.stages.libraries import library
+from data.stages.text import names_chinese, primary
 
 _CANDIDATES = 5
-_CHINESE = frozenset(("zh", "yue", "wuu"))
 _OWN_SCRIPT = {
     "ja": re.compile(r"[\u3041-\u30ff\uff66-\uff9f]"),
     "ko": re.compile(r"[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]"),
@@ -36,7 +36,8 @@ class LanguageSpec(Spec):
 
     stage: Literal["language"] = "language"
     keep: tuple[str, ...] | Literal["source"] | None = "source"
-    """Languages that pass (ISO 639-1, or 639-3 where there is none: ``en``, ``zh``). ``source``: the one that the document's
+    """Languages that pass (ISO 639-1, or 639-3 where there is none: ``en``, ``zh``; script and region count for
+    nothing: ``zh-Hant``). ``source``: the one that the document's
     source states. None: all."""
     min_confidence: Share | None = 0.65
     """Of the language found; FineWeb 0.65. None: any."""
@@ -69,10 +70,15 @@ class Identifier:
 
 
 def _corrected(language: str, text: str) -> str:
-    if language in _CHINESE:
+    if names_chinese(language):
         return "zh"
     script = _OWN_SCRIPT.get(language)
     return "zh" if script and not script.search(text) and _HAN.search(text) else language
+
+
+def _as_found(stated: str) -> str:
+    """A language as the model names it: without script and region, all Chinese ``zh``."""
+    return "zh" if names_chinese(stated) else primary(stated)
 
 
 class Language:
@@ -87,7 +93,7 @@ class Language:
             return document
         language, confidence = self._identify(document.text[: spec.characters])
         wanted = (document.language,) if spec.keep == "source" else spec.keep
-        if wanted is not None and language not in wanted:
+        if wanted is not None and language not in map(_as_found, wanted):
             return Drop("other_language", f"{language} {confidence:.2f}")
         if spec.min_confidence is not None and confidence < spec.min_confidence:
             return Drop("uncertain_language", f"{language} {confidence:.2f}")

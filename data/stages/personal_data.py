@@ -13,6 +13,7 @@ from data.documents import Document
 from data.spec_base import Spec
 from data.stages.base import Drop
 from data.stages.personal_finder import Find, Finder
+from data.stages.text import names_chinese
 
 KINDS = ("email", "phone", "ip_address", "card", "iban", "us_ssn", "cn_resident_id")
 
@@ -56,7 +57,7 @@ class PersonalData:
     def __call__(self, document: Document) -> Document | Drop:
         text = document.text.encode()
         found: list[Find] = []
-        for find in self._find(text, document.language == "zh"):
+        for find in self._find(text, names_chinese(document.language)):
             if self._actions[find.kind] == "drop":
                 return Drop(find.kind, f"at byte {find.start}", confidential=True)
             found.append(find)

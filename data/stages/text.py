@@ -13,6 +13,8 @@ from data.documents import Document
 # Han and kana.
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 _CHINESE_SHARE = 0.3
+# Cantonese and Wu are Chinese: ``yue`` and ``wuu`` belong to the macrolanguage ``zho`` (ISO 639-3).
+_CHINESE = frozenset(("zh", "yue", "wuu"))
 
 SENTENCE_ENDS = ".!?。！？．｡؟۔।॥።။។៕։‼⁇⁈⁉‽"
 """What ends a sentence, in the living scripts (Unicode's Sentence_Terminal)."""
@@ -35,9 +37,19 @@ def cjk_share(text: str) -> float:
     return sum(map(len, _CJK.findall(text))) / len(characters(text))
 
 
+def primary(language: str) -> str:
+    """``zh`` of ``zh-Hant``."""
+    return language.lower().partition("-")[0]
+
+
+def names_chinese(language: str) -> bool:
+    """Whether a language is Chinese as it is stated: ``zh``, ``zh-Hant``, ``yue``."""
+    return primary(language) in _CHINESE
+
+
 def is_chinese(document: Document) -> bool:
     """Whether the Chinese rules apply: by the document's language, or more than three characters in ten are Han or kana."""
-    return document.language.lower().partition("-")[0] == "zh" or cjk_share(document.text) > _CHINESE_SHARE
+    return names_chinese(document.language) or cjk_share(document.text) > _CHINESE_SHARE
 
 
 def nonblank_lines(text: str) -> list[str]:

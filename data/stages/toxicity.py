@@ -19,6 +19,7 @@ from data.documents import Document
 from data.spec_base import Share, Spec
 from data.stages.base import Drop
 from data.stages.libraries import library
+from data.stages.text import names_chinese
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +127,7 @@ class Toxicity:
         sums = self._sums(text)
         if sums is None:
             return {}, []
-        if document.language == "zh":
+        if names_chinese(document.language):
             limits: Limits = self._spec.limits_zh
             size = max(len(text) - text.count(" "), self._spec.min_characters_zh)
         else:

@@ -75,6 +75,18 @@ def test_a_document_is_of_its_sources_language() -> None:
     assert outcome(SENTENCES["zh"], source="zh") == "zh"
 
 
+@pytest.mark.parametrize("stated", ["zh-CN", "zh-Hant", "ZH", "yue", "wuu"])
+def test_chinese_is_chinese_however_it_is_stated(stated: str) -> None:
+    assert outcome(SENTENCES["zh"], source=stated) == "zh"
+    assert outcome(SENTENCES["zh"], keep=(stated,)) == "zh"
+    assert outcome(SENTENCES["en"], source=stated) == "other_language en"
+
+
+def test_a_region_is_no_other_language() -> None:
+    assert outcome(SENTENCES["en"], source="en-GB") == "en"
+    assert outcome(SENTENCES["ru"], source="en-GB") == "other_language ru"
+
+
 def test_languages_can_be_named() -> None:
     assert outcome(SENTENCES["de"], keep=("en", "de")) == "de"
     assert outcome(SENTENCES["de"], keep=("en", "de"), assign=False) == "en"

@@ -159,6 +159,11 @@ def test_a_chinese_mobile_number_needs_no_word_in_chinese() -> None:
     assert redacted("the value 13812345678 of the counter") == "the value 13812345678 of the counter"
 
 
+@pytest.mark.parametrize("stated", ["zh-CN", "zh-Hant", "yue"])
+def test_chinese_is_chinese_however_it_is_stated(stated: str) -> None:
+    assert redacted("13812345678 是我的", stated) == redacted("13812345678 是我的", "zh") == "[PHONE] 是我的"
+
+
 CLEAN = [
     "Upgrade to version 1.2.3.4 or v10.20.30.40; Chrome 115.0.5790.110, kernel 5.15.90.1, release 4.18.25.30 of it.",
     "ISBN 978-3-16-148410-0, ISBN-10: 0-306-40615-2, ISBN 9780306406157, ISSN 2049-3630, doi:10.1038/s41586-020-2649-2",

@@ -222,6 +222,16 @@ def test_a_term_counts_only_as_a_whole_word_across_any_white_space() -> None:
     assert isinstance(scored("看porn网站", "zh", spec), Drop)
 
 
+@pytest.mark.parametrize("stated", ["zh-CN", "zh-Hant", "yue"])
+def test_chinese_is_chinese_however_it_is_stated(stated: str) -> None:
+    for dimension, items in CHINESE.items():
+        for text in items:
+            outcome = scored(text * 3, stated)
+            assert outcome == scored(text * 3, "zh")
+            assert isinstance(outcome, Drop)
+            assert outcome.reason == f"toxic_{dimension}"
+
+
 def test_the_score_is_weighted_hits_per_thousand_words_or_chinese_characters() -> None:
     (weight,) = (weight for term, weight in lexicon("self_harm", "en") if term == "kill yourself")
     outcome = scored("kill yourself " + "word " * 198)
