@@ -26,7 +26,8 @@ from data.stages.registry import DISTRIBUTIONS, FOLDERS, StageSpec
 FOLDER = ".cleaned"
 _CLAIMS = "claims"
 _SETTINGS: TypeAdapter[tuple[StageSpec, ...]] = TypeAdapter(tuple[StageSpec, ...])
-_NEAR: TypeAdapter[NearSpec | None] = TypeAdapter(NearSpec | None)
+# Settings of near duplicates that no signature depends on.
+_AFTER_SIGNATURES = {"keep", "memory_bytes", "min_agreement", "hamming", "blocks"}
 
 
 def clean_versions(data: DataSpec) -> dict[str, str]:
@@ -59,7 +60,7 @@ def part_name(
         kind,
         source.model_dump(mode="json", exclude={"path", "weight", "licence"}),
         _SETTINGS.dump_python(data.stages, mode="json"),
-        _NEAR.dump_python(near, mode="json"),
+        near.model_dump(mode="json", exclude=_AFTER_SIGNATURES) if near is not None else None,
         data.max_document_bytes,
         data.on_bad_document,
         data.keep_dropped,

@@ -201,6 +201,30 @@ def test_no_library_of_a_stage_is_left_out_of_what_it_is_known_by() -> None:
     assert used - named == {"scikit-learn"}  # what trains is in the identity of the lesson
 
 
+LIKENESS: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
+    "which one stays": ({"method": "minhash"}, {"keep": "all"}, False),
+    "memory": ({"method": "minhash"}, {"memory_bytes": 2**20}, False),
+    "agreement": ({"method": "minhash"}, {"min_agreement": 0.7}, False),
+    "bits": ({"method": "simhash"}, {"hamming": 4, "blocks": 6}, False),
+    "words in a shingle": ({"method": "minhash"}, {"ngram": 3}, True),
+    "bands": ({"method": "minhash"}, {"bands": 7}, True),
+    "the draw": ({"method": "minhash"}, {"seed": 1}, True),
+}
+
+
+@pytest.mark.parametrize(("before", "change", "again"), LIKENESS.values(), ids=LIKENESS)
+def test_what_is_alike_is_decided_anew_and_only_other_signatures_clean_again(
+    before: dict[str, Any], change: dict[str, Any], again: bool, spec: DataSpec, tmp_path: Path, read: list[str]
+) -> None:
+    first = prepared_in(tmp_path / "root", DataSpec.model_validate({**spec.model_dump(), "deduplicate": before}))
+    read.clear()
+    other = DataSpec.model_validate({**spec.model_dump(), "deduplicate": {**before, **change}})
+    second = prepared_in(tmp_path / "root", other)
+    assert len(read) == (8 if again else 0)
+    assert second.path != first.path
+    assert files(second.path) == files(prepared_in(tmp_path / "other", other).path)
+
+
 def test_weight_licence_and_glob_are_nothing_to_clean_again_for(spec: DataSpec, tmp_path: Path, read: list[str]) -> None:
     prepared_in(tmp_path / "root", spec)
     read.clear()
