@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
-
 from data.classifier.features import MOST_CHARACTERS
 from data.documents import Bad
 from data.errors import DocumentError, MantaError, SourceError
 from data.selection import text_hash
 from data.sources import InputFile, read_file, require_unchanged
+from data.sources.streams import about_bytes, open_file
 from data.spec import SourceSpec
 
 MOST_BYTES = 16 * 2**20
@@ -78,15 +77,15 @@ def corpus(entry: ExampleFiles, label: Any) -> Iterator[Example]:
 
 def _lines(file: InputFile, entry: ExampleFiles) -> Iterator[bytes]:
     try:
-        with fsspec.open(file.path, "rb", compression="infer") as stream:
+        with open_file(file.path) as stream:
             while line := stream.readline(MOST_BYTES + 1):
                 if len(line) > MOST_BYTES:
                     raise DocumentError(
                         f"{file.path}: a line is longer than {MOST_BYTES} bytes", pointer=f"{entry.pointer}/path"
                     )
                 yield line
-    except (EOFError, OSError) as error:
-        if getattr(error, "errno", None) is not None:
+    except OSError as error:
+        if not about_bytes(error):
             raise
         raise DocumentError(f"{file.path}: cannot be decompressed: {error}", pointer=f"{entry.pointer}/path") from error
 

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from data import stdlib
 from data.classifier.examples import Example, ExampleFiles, Sample, TrainingError, corpus, labelled
 from data.classifier.figures import ClassifierFigures
 from data.classifier.fit import Examples, fit
 from data.classifier.learner import Learner
 from data.classifier.model import FORMAT, Classifier
 from data.classifier.spec import ExamplesSpec, Trainable, TrainedSpec, TrainingSpec
-from data.errors import MantaError
+from data.errors import MantaError, SourceError
 from data.executors import Executor
 from data.files import checksum, write_atomically
 from data.sources import list_files
@@ -106,6 +107,8 @@ def _listed(number: int, spec: Trainable, pulse: Callable[[], None]) -> Lesson:
         for i, entry in enumerate(given):
             source = SourceSpec(path=entry.path, language=entry.language, text_field=entry.text_field)
             pointer = f"{at}/training/{field}/{i}"
+            if field == "labelled" and entry.path.startswith(stdlib.PREFIX):
+                raise SourceError(f"{entry.path} has no labels: labelled examples are JSON lines", pointer=f"{pointer}/path")
             yield ExampleFiles(source, tuple(list_files(source, pointer, pulse)), pointer)
 
     corpora = [(entry, label) for field, label in make_learner(spec).corpora for entry in entries(field)]

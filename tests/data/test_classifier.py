@@ -237,9 +237,17 @@ def test_examples_that_are_no_use_are_named(content: bytes, error: type[Exceptio
     assert getattr(raised.value, "pointer", None) == (at if error is TrainingError else f"{at}/labelled/0/path")
 
 
-def test_a_compressed_file_that_was_cut_is_named(tmp_path: Path) -> None:
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda packed: packed[:-2000],
+    "corrupt": lambda packed: packed[:4000] + bytes(500) + packed[4500:],
+    "not compressed": lambda packed: grade_lines(300, 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_compressed_file_that_is_damaged_is_named(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(grade_lines(300, 1))[:-2000])
+    path.write_bytes(damage(gzip.compress(grade_lines(300, 1))))
     with pytest.raises(DocumentError, match=r"a\.jsonl\.gz: cannot be decompressed") as raised:
         train(lesson(str(path)))
     assert raised.value.pointer == "/data_pipeline/stages/1/training/labelled/0/path"
@@ -248,6 +256,12 @@ def test_a_compressed_file_that_was_cut_is_named(tmp_path: Path) -> None:
 def test_examples_that_are_not_there_are_named_when_they_are_listed(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="does not exist") as raised:
         lesson(str(tmp_path / "a.jsonl"))
+    assert raised.value.pointer == "/data_pipeline/stages/1/training/labelled/0/path"
+
+
+def test_text_that_has_no_labels_is_named_when_it_is_listed() -> None:
+    with pytest.raises(SourceError, match="stdlib:prose has no labels") as raised:
+        lesson("stdlib:prose")
     assert raised.value.pointer == "/data_pipeline/stages/1/training/labelled/0/path"
 
 
