@@ -42,7 +42,7 @@ def fit(examples: Mapping[str, Examples], spec: TrainingSpec, *, together: bool)
     """A model a language.
 
     Args:
-        together: where one head is not calibrated, the others are not used either.
+        together: where one head has too few examples or is not calibrated, the others are not used either.
 
     Raises:
         LibraryMissing: scikit-learn is not installed.
@@ -82,7 +82,11 @@ def _fit_language(
         if not figures.off:
             columns[head] = column
     off = ""
-    if not columns or (together and len(columns) < len(heads)):
+    unanswered = [head for head in examples.heads if head not in answers]
+    if together and unanswered:
+        # Of a scale its ends: without them no text could be so good, or so poor.
+        off, columns = f"{', '.join(unanswered)}: fewer than {spec.min_examples} examples on one side", {}
+    elif not columns or (together and len(columns) < len(heads)):
         off, columns = f"the calibration error is above {spec.max_calibration_error:g}", {}
     outcome = LanguageFigures(language=language, examples=count, heads=tuple(heads), off=off)
     return outcome, _model(columns) if columns else None

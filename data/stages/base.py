@@ -33,6 +33,8 @@ OnDrop = Callable[[str, Drop, Document], None]
 
 
 class Stage(Protocol):
+    """One that gives documents their grade has an attribute ``grades`` that is true."""
+
     def __call__(self, document: Document) -> Document | Drop: ...
 
 
@@ -95,9 +97,8 @@ def clean(
         for stage, count in zip(stages, counts, strict=True):
             count.documents += 1
             count.bytes += len(document.text.encode())
-            graded = document.grade
             outcome = stage(document)
-            if document.grade != graded:
+            if getattr(stage, "grades", False):
                 count.grade(document)
             if isinstance(outcome, Drop):
                 count.drop(outcome, document)

@@ -62,6 +62,8 @@ class GradeSpec(Trainable):
 
 
 class Grade:
+    grades = True
+
     def __init__(self, spec: GradeSpec) -> None:
         from data.classifier.model import Classifier
 

@@ -26,10 +26,11 @@ from data.prepare import Prepared, prepare
 from data.report import Report
 from data.spec import DataSpec, TokenizerSpec
 from data.stages import libraries
-from data.stages.base import Drop
+from data.stages.base import Drop, StageCount, clean
 from data.stages.grade import Grade, GradeLearner, GradeSpec
 from data.stages.libraries import LibraryMissing
-from data.stages.registry import given_stages
+from data.stages.normalise import NormaliseSpec
+from data.stages.registry import given_stages, make_stage
 from tests.data.conftest import WORDS, data_spec, write
 from tests.data.test_prepare import Backwards, files
 
@@ -127,6 +128,15 @@ def test_levels_that_are_not_kept_are_dropped_with_their_figure() -> None:
     assert graded(MENU["en"], keep=[3, 4]) == Drop("grade_0", "0")
     assert isinstance(graded(MENU["en"], keep=[0]), Document)
     assert isinstance(graded("\n".join(PROSE["en"]), keep=[0]), Drop)
+
+
+def test_every_document_is_counted_by_every_stage_that_grades() -> None:
+    texts = ["\n".join(PROSE["en"]), MENU["en"], "\n".join(PROSE["en"])]
+    counts = [StageCount("grade"), StageCount("normalise"), StageCount("grade")]
+    stages = [Grade(GradeSpec()), make_stage(NormaliseSpec()), Grade(GradeSpec(keep=(4,)))]
+    kept = list(clean([Document(text, "", "en", "web") for text in texts], stages, counts))
+    assert len(kept) == 2
+    assert [count.grades for count in counts] == [{"en": [1, 0, 0, 0, 2]}, {}, {"en": [1, 0, 0, 0, 2]}]
 
 
 @pytest.mark.parametrize(
@@ -375,6 +385,18 @@ def test_a_language_with_few_examples_is_graded_by_rules_and_the_report_says_so(
     assert (german.language, german.examples, german.heads) == ("de", 20, ())
     assert "fewer than 50 examples" in german.off
     assert english.off == ""
+
+
+@pytest.mark.parametrize(("rare", "step"), [(0, "0-2"), (4, "2-4")])
+def test_a_scale_with_too_few_examples_of_an_end_is_not_cut_short(rare: int, step: str, spec: DataSpec, tmp_path: Path) -> None:
+    lines = labelled(1).splitlines(keepends=True)
+    of_end = [line for line in lines if b'"grade": %d' % rare in line]
+    write(tmp_path / "examples.jsonl", b"".join(line for line in lines if line not in of_end[10:]))
+    prepared = prepared_in(tmp_path / "a", with_stage(spec, keep=None))
+    [english] = Report.read(prepared.path).classifiers[0].languages
+    assert english.off == f"{step}: fewer than 50 examples on one side"
+    by_rules = prepared_in(tmp_path / "b", with_stage(spec, training=None, keep=None))
+    assert Report.read(prepared.path).steps[2].grades == Report.read(by_rules.path).steps[2].grades
 
 
 FAULTS: dict[str, tuple[bytes | None, str, str]] = {
