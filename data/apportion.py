@@ -9,14 +9,16 @@ and lines alike there are two bounds:
   Plaxton, Varvel, "Proportionate progress", Algorithmica 1996) gives that for cells alone. For both kinds of lines at once it
   is the scheduling of a crossbar switch, where it is not known whether a schedule always exists (Giles and Hajek, "Scheduling
   multirate periodic traffic in a packet switch", 1997). So it is searched for: batch after batch, the most urgent first, and
-  from a dead end some batches back with ties broken otherwise. A mix in some hundreds defeats the search; there the sum of the
-  first n batches is off by less than two rows.
+  from a dead end some batches back with ties broken otherwise, and given up soon. Where it was, the sum of the first n batches
+  of some cell or line is off by a row or somewhat more, and the log says by how much.
 
 Legend: C cells, K batches in the period after which the pattern repeats, Q = cells and lines.
 """
 
+import logging
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil, floor, lcm
 
 import numpy as np
@@ -25,8 +27,10 @@ import xxhash
 
 from data.flow import SINK, SOURCE, Arc, cheapest_flow
 
-# Batches that the search may make for each batch of the period, and the number it may make in any case.
-_EFFORT, _LEAST_EFFORT = 10, 2000
+log = logging.getLogger(__name__)
+
+# Batches that the search may make again, about a tenth of a second: each start of a worker waits for it.
+_REMADE = 300
 _TIE = 17
 
 
@@ -39,8 +43,21 @@ def batch_counts(
         shares: of the cells; they sum to 1.
         lines: the language and the domain that each cell counts as; None where nothing but cells counts.
     """
-    table = _Table(shares, global_batch_size, lines or [("", str(cell)) for cell in range(len(shares))])
-    return np.array(table.schedule(), dtype=np.int64)
+    counted_as = lines or [("", str(cell)) for cell in range(len(shares))]
+    return _batch_counts(tuple(shares), global_batch_size, tuple(counted_as))
+
+
+@lru_cache(maxsize=16)
+def _batch_counts(shares: tuple[Fraction, ...], size: int, lines: tuple[tuple[str, str], ...]) -> npt.NDArray[np.int64]:
+    table = _Table(shares, size, lines)
+    counts_KC = np.array(table.schedule(), dtype=np.int64)
+    counts_KC.setflags(write=False)
+    if table.furthest >= 1:
+        log.warning(
+            "every batch of %d rows has the mix, rounded, but the first n batches together are up to %.2f rows off it",
+            *(size, float(table.furthest)),
+        )
+    return counts_KC
 
 
 class _Table:
@@ -67,28 +84,31 @@ class _Table:
         # What a line has in every batch beyond the whole rows of its cells.
         self.always_Q = [floor(x) - sum(self.base_C[c] for c in members) for x, members in zip(exact_Q, members_Q, strict=True)]
         self.extra = size - sum(self.base_C)
+        self.furthest = Fraction()
+        """Rows that the first n batches of the schedule are off the share of any cell or line at most."""
 
     def schedule(self) -> list[list[int]]:
         cells = len(self.base_C)
         ahead_KQ = [[0] * len(self.ends_Q)]
         batches: list[list[int]] = []
         salts = [0] * self.period
-        left = _EFFORT * self.period + _LEAST_EFFORT
+        left = _REMADE
         furthest = back = tries = 0
         while len(batches) < self.period:
             k = len(batches)
             extra_Q, after_Q = self._batch(ahead_KQ[k], k, salts[k])
-            left -= 1
-            if left > 0 and max(map(abs, after_Q)) >= self.period:
+            if left and max(map(abs, after_Q)) >= self.period:
                 furthest, back = max(furthest, k), 1 if k > furthest else 2 * back or 1
                 tries += 1
-                start = max(0, k - back)
+                start = max(0, k - back, k + 1 - left)
+                left -= k + 1 - start
                 salts[start : k + 1] = [tries] * (k + 1 - start)
                 del batches[start:], ahead_KQ[start + 1 :]
                 continue
             ahead_KQ.append(after_Q)
             batches.append([base + extra for base, extra in zip(self.base_C, extra_Q[:cells], strict=True)])
         assert not any(ahead_KQ[-1]), "the pattern does not close"
+        self.furthest = Fraction(max(abs(ahead) for ahead_Q in ahead_KQ for ahead in ahead_Q), self.period)
         return batches
 
     def _batch(self, ahead_Q: list[int], k: int, salt: int) -> tuple[list[int], list[int]]:

@@ -137,6 +137,19 @@ def test_nearly_every_mix_is_within_one_row_over_all_batches() -> None:
     assert beyond <= 3
 
 
+def test_a_mix_that_is_further_off_over_all_batches_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    cells = [(language, domain) for language in ("zh", "en", "other") for domain in ("web", "papers", "encyclopedia")]
+    lines = [*cells, ("en", "code")]
+    parts = [Fraction(part, 1000) for part in (264, 106, 80, 118, 47, 35, 118, 47, 35, 150)]
+    first = batch_counts(parts, 257, lines)
+    assert batch_counts(parts, 257, lines) is first
+    in_one, in_all = furthest_in_batches(first, parts, lines)
+    assert in_one < 1
+    assert 1 <= in_all < 2
+    [record] = caplog.records
+    assert f"up to {float(in_all):.2f} rows off" in record.getMessage()
+
+
 def test_decimal_weights_are_exact_shares() -> None:
     assert exact_shares([0.45, 0.35, 0.2]) == [Fraction(9, 20), Fraction(7, 20), Fraction(1, 5)]
 
