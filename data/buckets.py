@@ -3,21 +3,20 @@
 A micro-batch holds rows of one bucket, and as many tokens whichever it is: of rows half as long twice as many. So a short
 document is padded to the next bucket's length, not to the longest, and memory and the tokens of a step stay as planned.
 
-Micro-batch n of the run, counted through all steps, has the bucket that the largest backlog asks for (Tijdeman, "The chairman
-assignment problem", 1980): after every n each bucket has its share of the micro-batches within one. A bucket's share is what
-its rows hold of each cell, weighed by the cell's share of the mixture; within a bucket cells have their shares of that, so that
-all rows of a cell are read equally often whatever their length. The mixture is met by every bucket's own mix within one row in
-each of its micro-batches, and by the run as a whole; single steps stray from it by what their buckets do.
+Micro-batch n of the run, counted through all steps, has the bucket that a tree of two-way choices gives it, each as even as
+Bresenham's line ("Algorithm for computer control of a digital plotter", 1965). So after every n each of up to four buckets has
+its exact share of the micro-batches within one, however rare it is, and no table is needed. A bucket's share is what its rows
+hold of each cell, weighed by the cell's share of the mixture; within a bucket cells have their shares of that, so that all rows
+of a cell are read equally often whatever their length. Only there is it in thousandths: a cell with less than one of a bucket
+has one. The mixture is met by every bucket's own mix within one row in each of its micro-batches, and by the run as a whole;
+single steps stray from it by what their buckets do.
 
 Legend: B buckets, C cells.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import accumulate
 
-from data.apportion import batch_counts
 from data.curriculum import Curriculum
 from data.errors import ShardError
 from data.manifest import Manifest
@@ -25,7 +24,7 @@ from data.mixture import exact_shares
 from data.order import SampleOrder
 from data.steps import MicroBatch, StepOrder
 
-# Shares of buckets, and of cells within one, are multiples of its inverse.
+# Shares of cells within a bucket are multiples of its inverse.
 _DENOMINATOR = 1_000
 
 
@@ -42,6 +41,36 @@ def bucket_shares(weights: Sequence[float], room_BC: Sequence[Sequence[int]]) ->
         [share * Fraction(room, whole) for share, room, whole in zip(shares_C, room_C, whole_C, strict=True)]
         for room_C in room_BC
     ]
+
+
+class Turns:
+    """Whose turn each of 0, 1, 2, ... is, in exact shares. Halves of the parties share turns as one party does with another."""
+
+    def __init__(self, shares: Sequence[Fraction]) -> None:
+        """
+        Args:
+            shares: of the parties, more than 0, relative to each other.
+        """
+        self._parties = len(shares)
+        if self._parties > 1:
+            middle = self._parties // 2
+            self._left_share = sum(shares[:middle], Fraction()) / sum(shares, Fraction())
+            self._left, self._right = Turns(shares[:middle]), Turns(shares[middle:])
+
+    def before(self, n: int) -> list[int]:
+        """How many of the first ``n`` turns each party has."""
+        if self._parties == 1:
+            return [n]
+        left = self._of_left(n)
+        return self._left.before(left) + self._right.before(n - left)
+
+    def at(self, n: int) -> int:
+        """Whose turn ``n`` is."""
+        return next(party for party, (old, new) in enumerate(zip(self.before(n), self.before(n + 1), strict=True)) if new > old)
+
+    def _of_left(self, n: int) -> int:
+        """The share of ``n``, rounded, halves up."""
+        return (2 * n * self._left_share.numerator + self._left_share.denominator) // (2 * self._left_share.denominator)
 
 
 class BucketOrder:
@@ -65,11 +94,8 @@ class BucketOrder:
             SampleOrder(manifest, seed, size, bucket, _coarse(shares_BC[bucket]))
             for bucket, size in zip(self._buckets, self._sizes, strict=True)
         ]
-        turns = batch_counts(_coarse([sum(shares_BC[bucket], Fraction()) for bucket in self._buckets]), 1)
-        self._turn = turns.argmax(axis=1).tolist()
-        """The bucket of each micro-batch of a period, as an index of ``_buckets``."""
-        self._turns_of = [[n for n, bucket in enumerate(self._turn) if bucket == b] for b in range(len(self._buckets))]
-        self._samples = [0, *accumulate(self._sizes[bucket] for bucket in self._turn)]
+        self._turns = Turns([sum(shares_BC[bucket], Fraction()) for bucket in self._buckets])
+        """The bucket of each micro-batch, as an index of ``_buckets``."""
         self._state: dict[str, int | str] = {
             "seed": seed,
             "micro_batch_tokens": tokens,
@@ -84,7 +110,7 @@ class BucketOrder:
     def row_lengths(self, step: int) -> list[int]:
         """Tokens in a row of each micro-batch of ``step``."""
         tokens = self.curriculum.micro_batch_tokens
-        return [tokens // self._sizes[self._turn[n % len(self._turn)]] for n in self._numbers(step)]
+        return [tokens // self._sizes[self._turns.at(n)] for n in self._numbers(step)]
 
     def _numbers(self, step: int) -> range:
         """Of the step's micro-batches, in the run."""
@@ -92,11 +118,9 @@ class BucketOrder:
         return range(first, first + self.curriculum.sizes.at(step))
 
     def _micro_batch(self, n: int) -> MicroBatch:
-        period, at = divmod(n, len(self._turn))
-        bucket = self._turn[at]
-        turns = self._turns_of[bucket]
-        rows = self._orders[bucket].batch(period * len(turns) + bisect_left(turns, at))
-        first = period * self._samples[-1] + self._samples[at]
+        bucket, before = self._turns.at(n), self._turns.before(n)
+        rows = self._orders[bucket].batch(before[bucket])
+        first = sum(turns * size for turns, size in zip(before, self._sizes, strict=True))
         return MicroBatch(rows, range(first, first + len(rows)))
 
     def state(self) -> dict[str, int | str]:

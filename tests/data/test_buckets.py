@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from data.buckets import BucketOrder, bucket_shares, order_of_run
+from data.buckets import BucketOrder, Turns, bucket_shares, order_of_run
 from data.curriculum import BatchSizes, Curriculum
 from data.dataset import PackedDataset
 from data.errors import ShardError
@@ -109,6 +109,26 @@ def test_the_first_micro_batches_of_a_run_have_their_buckets_within_one() -> Non
             done += 1
             seen[bucket_of[each.rows[0]]] += 1
             assert all(abs(n - done / 3) < 1 for n in seen)
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=4), st.integers(0, 5000))
+def test_turns_are_in_exact_shares_and_the_rarest_has_no_more(weights: list[int], n: int) -> None:
+    turns = Turns([Fraction(weight) for weight in weights])
+    before, after = turns.before(n), turns.before(n + 1)
+    assert sum(before) == n
+    assert [new - old for old, new in zip(before, after, strict=True)] == [i == turns.at(n) for i in range(len(weights))]
+    assert all(abs(count - Fraction(n * weight, sum(weights))) <= 1 for count, weight in zip(before, weights, strict=True))
+    assert turns.before(n * sum(weights)) == [n * weight for weight in weights]
+
+
+def test_a_rare_bucket_is_read_as_often_as_the_others() -> None:
+    # Of the text 0.015% is in rows of two tokens.
+    made = bucketed([[12], [0], [20_000]], [1.0])
+    run = order(made, size=1)
+    epoch = sum(segment.rows * segment.sequence_length for segment in made.segments) // 8
+    lengths = [length for step in range(epoch // 3) for length in run.row_lengths(step)]
+    # Four rows a micro-batch, so three of them are an epoch.
+    assert lengths.count(2) == pytest.approx(3, abs=1)
 
 
 def test_a_step_needs_no_other_step_and_a_warm_up_reads_the_same_rows() -> None:
