@@ -1,6 +1,6 @@
 """Many documents out of little text: English, deterministic, hardly two the same.
 
-The text is ../shared/corpus where that is there (encyclopedia articles, scenes of plays), else the prose of the standard
+The text is that of ``CORPUS`` where it is there (encyclopedia articles, scenes of plays), else the prose of the standard
 library. A document is some lines in a row of one text, about as long as web pages are (log-normal), in which one word of eight
 gives place to another word of that text; so documents over the same lines share few 5-grams. One document of ten is a
 near copy of the one before it: one word of fifty differs.
