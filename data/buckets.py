@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from data.curriculum import Curriculum
-from data.errors import ShardError
 from data.manifest import Manifest
 from data.mixture import exact_shares
-from data.order import SampleOrder
+from data.order import SampleOrder, require_same_order
 from data.steps import MicroBatch, StepOrder
 
 # Shares of cells within a bucket are multiples of its inverse.
@@ -132,10 +131,7 @@ class BucketOrder:
         Raises:
             ShardError: ``state``, from a checkpoint, describes another order than this one.
         """
-        differing = [name for name, value in self._state.items() if state.get(name) != value]
-        if differing:
-            says = ", ".join(f"{name} {state.get(name)} then, {self._state[name]} now" for name in differing)
-            raise ShardError(f"the checkpoint was made with another order of samples: {says}")
+        require_same_order(state, self._state)
 
 
 def _coarse(shares: Sequence[Fraction]) -> list[Fraction]:

@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from data.errors import ShardError
-from data.files import checksum
-from data.manifest import INPUTS_NAME, Manifest, Record
+from data.manifest import INPUTS_NAME, Manifest, Record, read_companion
 
 
 class Input(Record):
@@ -34,12 +30,4 @@ class Inputs(Record):
         Raises:
             ShardError: there is no data set, or no such file, or it does not match the manifest's checksum.
         """
-        path, stated = directory / INPUTS_NAME, Manifest.read(directory).inputs_checksum
-        try:
-            if checksum(path) != stated:
-                raise ShardError(f"{path} does not match the checksum in the manifest: it is torn, or was edited")
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError as error:
-            raise ShardError(f"{directory} has no {INPUTS_NAME}") from error
-        except ValidationError as error:
-            raise ShardError(f"{path} is not a list of inputs of this version: {error.errors()[0]['msg']}") from error
+        return read_companion(cls, directory / INPUTS_NAME, Manifest.read(directory).inputs_checksum)

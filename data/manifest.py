@@ -1,11 +1,12 @@
 """What a prepared data set says of itself. It is written last: a directory without it is not a data set."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.errors import NotEnoughData, ShardError
+from data.files import checksum
 
 FILE_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.model"
@@ -192,3 +193,22 @@ def require_rows(manifest: Manifest, global_batch_size: int) -> None:
             )
     if not manifest.rows("held_out"):
         raise NotEnoughData("no document is held out to measure on", pointer="/data_pipeline/held_out_fraction")
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_companion(kind: type[R], path: Path, stated: str) -> R:
+    """A JSON file beside the manifest, whose checksum there is ``stated``.
+
+    Raises:
+        ShardError: there is no such file, it does not match the checksum, or it is of another version.
+    """
+    try:
+        if checksum(path) != stated:
+            raise ShardError(f"{path} does not match the checksum in the manifest: it is torn, or was edited")
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ShardError(f"{path.parent} has no {path.name}") from error
+    except ValidationError as error:
+        raise ShardError(f"{path} is not of this version: {error.errors()[0]['msg']}") from error

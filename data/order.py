@@ -102,10 +102,17 @@ class SampleOrder:
         Raises:
             ShardError: ``state``, from a checkpoint, describes another order than this one.
         """
-        differing = [name for name, value in self._state.items() if state.get(name) != value]
-        if differing:
-            says = ", ".join(f"{name} {state.get(name)} then, {self._state[name]} now" for name in differing)
-            raise ShardError(f"the checkpoint was made with another order of samples: {says}")
+        require_same_order(state, self._state)
+
+
+def require_same_order(then: dict[str, int | str], now: dict[str, int | str]) -> None:
+    """
+    Raises:
+        ShardError: ``then``, from a checkpoint, describes another order than ``now``.
+    """
+    if differing := [name for name, value in now.items() if then.get(name) != value]:
+        says = ", ".join(f"{name} {then.get(name)} then, {now[name]} now" for name in differing)
+        raise ShardError(f"the checkpoint was made with another order of samples: {says}")
 
 
 def permute(index: U64, size: int, key: np.uint64) -> U64:

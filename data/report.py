@@ -7,12 +7,10 @@ carried them out. ``data/summary.py`` makes it.
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from data.classifier.figures import ClassifierFigures
-from data.errors import ShardError
-from data.files import checksum
-from data.manifest import REPORT_NAME, Count, Manifest, Record, Split
+from data.manifest import REPORT_NAME, Count, Manifest, Record, Split, read_companion
 
 FORMAT = 3
 MOST_EPOCHS = 4.0
@@ -248,15 +246,7 @@ class Report(Record):
         Raises:
             ShardError: there is no data set, or no report, or it does not match the manifest's checksum.
         """
-        path, stated = directory / REPORT_NAME, Manifest.read(directory).report_checksum
-        try:
-            if checksum(path) != stated:
-                raise ShardError(f"{path} does not match the checksum in the manifest: it is torn, or was edited")
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError as error:
-            raise ShardError(f"{directory} has no {REPORT_NAME}") from error
-        except ValidationError as error:
-            raise ShardError(f"{path} is not a report of this version: {error.errors()[0]['msg']}") from error
+        return read_companion(cls, directory / REPORT_NAME, Manifest.read(directory).report_checksum)
 
 
 def epochs(manifest: Manifest, tokens: int) -> dict[str, float]:
