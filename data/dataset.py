@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from data.best_fit import aligned
 from data.errors import ShardError
 from data.files import checksum
 from data.inputs import Inputs
 from data.manifest import SPLITS, TOKENIZER_NAME, Manifest, ShardInfo, Split
-from data.pack import aligned
 from data.shards import Shard
 
 

@@ -20,13 +20,15 @@ import sentencepiece
 import xxhash
 
 from data import dropped
+from data.build_inputs import inputs_of
+from data.build_manifest import manifest_of
+from data.build_report import licences_of, summarise
 from data.classifier.learn import Lesson, classifiers, learn, list_lessons
 from data.cleaned import FOLDER as CLEANED
 from data.cleaned import claim, clean_versions, tidy
 from data.corpus import Corpus, cells, clean_tasks
 from data.dataset import PackedDataset
 from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
-from data.describe import manifest_of
 from data.errors import MantaError, SourceError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
@@ -43,7 +45,6 @@ from data.manifest import (
     Manifest,
 )
 from data.packing import PackResult, PackTask, pack_documents, require_cells
-from data.provenance import inputs_of, licences_of
 from data.selection import Ints, sample
 from data.sources import InputFile, list_files
 from data.sources.listing import versions as input_versions
@@ -51,7 +52,6 @@ from data.spec import DataSpec, TokenizerSpec
 from data.split import make_corpus
 from data.stages.libraries import LibraryMissing
 from data.stages.registry import make_stage
-from data.summary import summarise
 from data.tasks import CleanResult, CleanTask, clean_files, read_texts
 from data.tokenizer import Tokenizer, train_tokenizer
 

@@ -1,7 +1,7 @@
 """What became of the documents on their way into a prepared data set: the model of its ``report.json``.
 
 It is written before the manifest, which carries its checksum. Everything in it adds up over tasks, so it is the same whatever
-carried them out. ``data/summary.py`` makes it.
+carried them out. ``data/build_report.py`` makes it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

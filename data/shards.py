@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from data.best_fit import aligned, one_a_row, pack
 from data.errors import ShardError
 from data.files import checksum, write_atomically
 from data.manifest import ShardInfo, Split
-from data.pack import aligned, one_a_row, pack
 
 U32 = npt.NDArray[np.uint32]
 _STORED = np.dtype("<u4")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from data.aside import keep_aside
-from data.contamination import decontaminate
 from data.corpus import Corpus, Documents, cells
+from data.decontamination.choose import decontaminate
 from data.decontamination.overlaps import ReferenceSet
+from data.dedup.clusters import Duplicates, find_duplicates, near_pairs
 from data.dropped import gather_dropped
-from data.duplicates import Duplicates, find_duplicates, near_pairs
 from data.errors import NotEnoughData
 from data.executors import Executor
 from data.files import U64

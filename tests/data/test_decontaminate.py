@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.contamination import Contamination, decontaminate
 from data.corpus import Documents, clean_tasks
 from data.decontamination import reference
 from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
+from data.decontamination.choose import Contamination, decontaminate
 from data.decontamination.spec import DecontaminateSpec
 from data.decontamination.units import units
 from data.executors import Executor, SerialExecutor

@@ -59,7 +59,7 @@ def test_what_each_rule_keeps(tmp_path: Path, preparation: Preparation) -> None:
 
 def test_clusters_that_are_kept_are_on_one_side_of_the_split(tmp_path: Path) -> None:
     from data.corpus import Documents, clean_tasks
-    from data.duplicates import near_pairs
+    from data.dedup.clusters import near_pairs
     from data.sources import list_files
     from data.split import make_corpus
     from data.tasks import clean_files, read_texts

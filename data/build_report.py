@@ -3,12 +3,16 @@
 from collections.abc import Iterator, Sequence
 from itertools import product
 
+import numpy as np
+
 from data.classifier.figures import ClassifierFigures
 from data.corpus import Corpus
+from data.funnel import read_of
 from data.manifest import SPLITS, Manifest
 from data.packing import PackResult, limits_of
 from data.report import Amount, CellFlow, Example, Histogram, LanguageTokens, LicenceFlow, Report, RowFill, Step, TextFigures
 from data.stages.base import StageCount
+from data.tasks import CleanResult, CleanTask
 
 
 def summarise(
@@ -91,3 +95,27 @@ def _step(count: StageCount) -> Step:
 
 def _kept(result: PackResult) -> Amount:
     return Amount(documents=result.figures.lengths.total, bytes=result.figures.bytes)
+
+
+def licences_of(tasks: Sequence[CleanTask], results: Sequence[CleanResult], corpus: Corpus) -> tuple[LicenceFlow, ...]:
+    """In the order of the sources.
+
+    Args:
+        results: of the tasks, in their order.
+        corpus: whose parts are the tasks'.
+    """
+    licences = list(dict.fromkeys(task.source.licence for task in tasks))
+    licence_P = np.array([licences.index(task.source.licence) for task in tasks])
+    licence_N = licence_P[corpus.part_N]
+    flows = []
+    for number, licence in enumerate(licences):
+        kept = corpus.bytes_N[licence_N == number]
+        flows.append(
+            LicenceFlow(
+                licence=licence,
+                sources=tuple(dict.fromkeys(task.source.path for task in tasks if task.source.licence == licence)),
+                read=read_of(results[task] for task in np.flatnonzero(licence_P == number).tolist()),
+                kept=Amount(documents=len(kept), bytes=int(kept.sum())),
+            )
+        )
+    return tuple(flows)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.pack import aligned, pack
+from data.best_fit import aligned, pack
 
 LENGTHS = st.lists(st.integers(1, 100), max_size=60)
 ROW = st.integers(1, 40)
