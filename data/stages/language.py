@@ -23,6 +23,8 @@ from data.stages.libraries import library
 from data.stages.text import names_chinese, primary
 
 _CANDIDATES = 5
+# ISO 639-2: several languages, or undetermined.
+_ANY = frozenset(("mul", "und"))
 _OWN_SCRIPT = {
     "ja": re.compile(r"[\u3041-\u30ff\uff66-\uff9f]"),
     "ko": re.compile(r"[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]"),
@@ -38,7 +40,7 @@ class LanguageSpec(Spec):
     keep: tuple[str, ...] | Literal["source"] | None = "source"
     """Languages that pass (ISO 639-1, or 639-3 where there is none: ``en``, ``zh``; script and region count for
     nothing: ``zh-Hant``). ``source``: the one that the document's
-    source states. None: all."""
+    source states, or any where that states ``mul`` (several languages) or ``und`` (not known). None: all."""
     min_confidence: Share | None = 0.65
     """Of the language found; FineWeb 0.65. None: any."""
     assign: bool = True
@@ -81,6 +83,11 @@ def _as_found(stated: str) -> str:
     return "zh" if names_chinese(stated) else primary(stated)
 
 
+def _of_source(stated: str) -> tuple[str, ...] | None:
+    """What a source wants that states a language; None: any."""
+    return None if primary(stated) in _ANY else (stated,)
+
+
 class Language:
     def __init__(self, spec: LanguageSpec) -> None:
         self._spec = spec
@@ -92,7 +99,7 @@ class Language:
         if document.domain in self._skipped:
             return document
         language, confidence = self._identify(document.text[: spec.characters])
-        wanted = (document.language,) if spec.keep == "source" else spec.keep
+        wanted = _of_source(document.language) if spec.keep == "source" else spec.keep
         if wanted is not None and language not in map(_as_found, wanted):
             return Drop("other_language", f"{language} {confidence:.2f}")
         if spec.min_confidence is not None and confidence < spec.min_confidence:

@@ -10,6 +10,8 @@ from data.stages.base import Drop
 
 # C0 and C1 controls but tab and newline, the byte-order mark, and U+2581, which SentencePiece uses for a space.
 _UNWANTED = {c: None for c in (*range(32), *range(127, 160), 0xFEFF) if c not in (9, 10)} | {0x2581: " "}
+# Those and what ends a line elsewhere: most texts hold none, and a search is faster than what takes them out.
+_LOOKED_FOR = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u2581\ufeff]")
 _NEWLINES = re.compile(r"\r\n?|\u2028|\u2029")
 
 
@@ -24,6 +26,8 @@ class Normalise:
         pass
 
     def __call__(self, document: Document) -> Document | Drop:
-        text = _NEWLINES.sub("\n", document.text).translate(_UNWANTED)
+        text = document.text
+        if _LOOKED_FOR.search(text) is not None:
+            text = _NEWLINES.sub("\n", text).translate(_UNWANTED)
         document.text = unicodedata.normalize("NFC", text).strip()
         return document

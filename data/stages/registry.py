@@ -19,7 +19,7 @@ from data.stages.language import Language, LanguageSpec
 from data.stages.length import Length, LengthSpec
 from data.stages.normalise import Normalise, NormaliseSpec
 from data.stages.personal_data import PersonalData, PersonalDataSpec
-from data.stages.toxicity import LEXICONS, Toxicity, ToxicityLearner, ToxicitySpec
+from data.stages.toxicity import DIMENSIONS, LEXICONS, Toxicity, ToxicityLearner, ToxicitySpec
 from data.stages.unicode_repair import UnicodeRepair, UnicodeRepairSpec
 from data.stages.url import Url, UrlSpec
 
@@ -73,23 +73,34 @@ DISTRIBUTIONS: Mapping[type[Spec], tuple[str, ...]] = {
 FOLDERS: Mapping[type[Spec], Path] = {ToxicitySpec: LEXICONS}
 """Whose files decide it as well."""
 
+_NO_LIMITS = dict.fromkeys(DIMENSIONS)
+
 PRESETS: Mapping[str, tuple[Spec, ...]] = {
     "none": (),
     "quickstart": (NormaliseSpec(), LengthSpec()),
+    # FineWeb's steps in its order. Text is repaired first, as what is broken has control characters that normalising takes out.
     "web": (
-        *(NormaliseSpec(), LengthSpec()),
+        *(UrlSpec(), UnicodeRepairSpec(), NormaliseSpec(), LengthSpec(), LanguageSpec()),
         *(GopherRepetitionSpec(), GopherQualitySpec(), C4Spec(require_terminal_punctuation=False), FineWebSpec()),
+        *(PersonalDataSpec(), ToxicitySpec()),
     ),
-    # Of any length; lines end where the page does; formulas have brackets; a paper's [3] is part of its sentence.
+    # Of any length; lines end where the page does; formulas have brackets; a paper's [3] is part of its sentence. It begins
+    # with names and places, whose language is never certain, and with addresses, of which there may be many. What it is about
+    # may be crime or suicide: it is scored and stays.
     "papers": (
-        *(NormaliseSpec(), LengthSpec()),
+        *(UnicodeRepairSpec(), NormaliseSpec(), LengthSpec(), LanguageSpec(min_confidence=None)),
         *(GopherRepetitionSpec(), GopherQualitySpec(max_words=None)),
         C4Spec(
             require_terminal_punctuation=False, drop_curly_brackets=False, drop_javascript_lines=False, remove_citations=False
         ),
         FineWebSpec(min_punctuated_lines=None),
+        *(PersonalDataSpec(max_redactions=None), ToxicitySpec.model_validate({"limits": _NO_LIMITS, "limits_zh": _NO_LIMITS})),
     ),
-    "code": (NormaliseSpec(), LengthSpec(), CodeSpec()),
+    # Of personal data what StarCoder redacts by rule: a number may be a number, and a placeholder in its place is no program.
+    "code": (
+        *(NormaliseSpec(), LengthSpec(), CodeSpec()),
+        PersonalDataSpec(phone="keep", card="keep", iban="keep", us_ssn="keep", cn_resident_id="keep", max_redactions=None),
+    ),
 }
 """``data_pipeline.stages`` by name."""
 

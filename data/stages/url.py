@@ -18,6 +18,7 @@ from data.spec_base import Misfit, Spec
 from data.stages.base import Drop
 
 _WORD = re.compile(r"[^\W_]+")
+_DOI = re.compile(r"10\.\d{4,9}/")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
@@ -38,7 +39,7 @@ class UrlSpec(Spec):
     soft_words: int | None = Field(default=2, ge=1)
     """That many different soft words are enough; None switches the rule off."""
     allow_ip_hosts: bool = False
-    """Whether a number may stand in place of a host's name. Reason ``ip_host``."""
+    """Whether a number may stand in place of a host's name. Reason ``ip_host``. A DOI (``10.1000/182``) is none."""
     allow_malformed: bool = False
     """Whether an address that has no host passes. Reason ``malformed_url``."""
 
@@ -68,7 +69,7 @@ class Url:
         host = host_of(url)
         if host is None:
             return None if self._spec.allow_malformed else Drop("malformed_url", url[:200])
-        if not self._spec.allow_ip_hosts and _is_ip(host):
+        if not self._spec.allow_ip_hosts and _is_ip(host) and not _DOI.match(url):
             return Drop("ip_host", host)
         if blocked := self._domains.intersection(_and_parents(host)):
             return Drop("blocked_domain", max(blocked, key=len))

@@ -8,7 +8,7 @@ from data.documents import Document
 from data.selection import first_of_each, held_out, partition, sample, text_hash
 from data.stages.base import StageCount, clean
 from data.stages.length import Length, LengthSpec
-from data.stages.normalise import Normalise, NormaliseSpec
+from data.stages.normalise import _NEWLINES, _UNWANTED, Normalise, NormaliseSpec
 
 
 def cleaned(*texts: str, minimum: int = 0) -> tuple[list[str], dict[str, int]]:
@@ -20,6 +20,12 @@ def cleaned(*texts: str, minimum: int = 0) -> tuple[list[str], dict[str, int]]:
 
 def test_text_is_normalised() -> None:
     assert cleaned("  cafe\u0301\r\nau\x00 lait\ufeff \x07\n") == (["caf\u00e9\nau lait"], {})
+
+
+@given(st.text(st.characters(max_codepoint=0x3000)), st.sampled_from([chr(c) for c in _UNWANTED] + ["\r", "\u2028", "\u2029"]))
+def test_nothing_unwanted_stays(text: str, unwanted: str) -> None:
+    assert not _NEWLINES.search(kept := "".join(cleaned(f"x{text}{unwanted}{text}x")[0]))
+    assert kept == kept.translate(_UNWANTED)
 
 
 def test_indentation_inside_a_document_stays() -> None:

@@ -51,9 +51,9 @@ def everything(spec: DataSpec, tmp_path: Path) -> DataSpec:
         for part in range(3):
             content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[part::3])
             write(tmp_path / f"every.{language}" / f"{part}.jsonl", content.encode())
-    url = {"stage": "url", "blocked_words": ["casino"]}
-    language = {"stage": "language", "keep": languages, "min_confidence": None}
-    stages = [url, "unicode_repair", *(stage.model_dump() for stage in PRESETS["web"]), language, "personal_data", "toxicity"]
+    changed = {"url": {"blocked_words": ["casino"]}, "language": {"keep": languages, "min_confidence": None}}
+    web = [stage.model_dump() for stage in PRESETS["web"]]
+    stages = [*(stage | changed.get(stage["stage"], {}) for stage in web), "grade"]
     return DataSpec.model_validate(
         {
             "sources": [
