@@ -29,6 +29,8 @@ from data.cleaned import claim, clean_versions, tidy
 from data.corpus import Corpus, cells, clean_tasks
 from data.dataset import PackedDataset
 from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
+from data.digests import FOLDER as DIGESTS
+from data.digests import Digests
 from data.errors import MantaError, SourceError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
@@ -104,12 +106,13 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
     pulse = _pulse(on_progress)
     pulse()
     _require_libraries(data)
-    files = [list_files(source, f"/data_pipeline/sources/{i}", pulse) for i, source in enumerate(data.sources)]
-    lexicon = read_lexicon(tokenizer.lexicon) if tokenizer.lexicon is not None else ()
-    test_files = list_benchmarks(data.decontaminate, pulse)
-    lessons = list_lessons(data, pulse)
-    identity = _identity(data, tokenizer, [*files, *test_files], lexicon, lessons)
     root = root.absolute()
+    with Digests(root / DIGESTS, pulse) as digests:
+        files = [list_files(source, f"/data_pipeline/sources/{i}", digests) for i, source in enumerate(data.sources)]
+        test_files = list_benchmarks(data.decontaminate, digests)
+        lessons = list_lessons(data, digests)
+    lexicon = read_lexicon(tokenizer.lexicon) if tokenizer.lexicon is not None else ()
+    identity = _identity(data, tokenizer, [*files, *test_files], lexicon, lessons)
     final = root / identity
     with locked(root / f".{identity}.lock", _pulse(on_progress, waiting=True)):
         work = root / f"{identity}.partial"

@@ -6,7 +6,7 @@ finds it there. The stages that clean have the path and checksum of the file in 
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ from data.classifier.fit import Examples, fit
 from data.classifier.learner import Learner
 from data.classifier.model import FORMAT, Classifier
 from data.classifier.spec import ExamplesSpec, Trainable, TrainedSpec, TrainingSpec
+from data.digests import Digests
 from data.errors import MantaError, SourceError
 from data.executors import Executor
 from data.files import checksum, write_atomically
@@ -82,7 +83,7 @@ class LearnResult:
     """An error of the user's, carried home as a value: executors wrap exceptions in their own."""
 
 
-def list_lessons(data: DataSpec, pulse: Callable[[], None] = lambda: None) -> list[Lesson]:
+def list_lessons(data: DataSpec, digests: Digests | None = None) -> list[Lesson]:
     """What the stages learn from, in their order; their files' content is hashed.
 
     Raises:
@@ -90,16 +91,16 @@ def list_lessons(data: DataSpec, pulse: Callable[[], None] = lambda: None) -> li
         OSError: a classifier that was trained before cannot be read; the stage that is made of it says more.
     """
     return [
-        _listed(number, spec, pulse)
+        _listed(number, spec, digests or Digests())
         for number, spec in enumerate(data.stages)
         if isinstance(spec, Trainable) and (spec.examples or spec.trained)
     ]
 
 
-def _listed(number: int, spec: Trainable, pulse: Callable[[], None]) -> Lesson:
+def _listed(number: int, spec: Trainable, digests: Digests) -> Lesson:
     at = f"/data_pipeline/stages/{number}"
     if spec.trained is not None:
-        return Lesson(number, spec, checksum=checksum(Path(spec.trained.path), pulse))
+        return Lesson(number, spec, checksum=checksum(Path(spec.trained.path), digests.pulse))
     assert spec.examples is not None
 
     def entries(field: str) -> Iterator[ExampleFiles]:
@@ -109,7 +110,7 @@ def _listed(number: int, spec: Trainable, pulse: Callable[[], None]) -> Lesson:
             pointer = f"{at}/training/{field}/{i}"
             if field == "labelled" and entry.path.startswith(stdlib.PREFIX):
                 raise SourceError(f"{entry.path} has no labels: labelled examples are JSON lines", pointer=f"{pointer}/path")
-            yield ExampleFiles(source, tuple(list_files(source, pointer, pulse)), pointer)
+            yield ExampleFiles(source, tuple(list_files(source, pointer, digests)), pointer)
 
     corpora = [(entry, label) for field, label in make_learner(spec).corpora for entry in entries(field)]
     return Lesson(number, spec, labelled=tuple(entries("labelled")), corpora=tuple(corpora))

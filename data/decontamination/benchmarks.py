@@ -8,6 +8,7 @@ import numpy as np
 from data.corpus import Documents
 from data.decontamination.overlaps import ReferenceSet
 from data.decontamination.spec import DecontaminateSpec
+from data.digests import Digests
 from data.errors import SourceError
 from data.executors import Executor
 from data.sources import InputFile, list_files
@@ -15,14 +16,14 @@ from data.spec import DataSpec, SourceSpec
 from data.tasks import CleanTask, clean_files
 
 
-def list_benchmarks(spec: DecontaminateSpec | None, pulse: Callable[[], None]) -> list[list[InputFile]]:
+def list_benchmarks(spec: DecontaminateSpec | None, digests: Digests) -> list[list[InputFile]]:
     """The files of each test set.
 
     Raises:
         SourceError: nothing is there, it cannot be read, or its format is not known.
     """
     sets = spec.test_sets if spec is not None else ()
-    return [list_files(SourceSpec(path=each.path), _pointer(number), pulse) for number, each in enumerate(sets)]
+    return [list_files(SourceSpec(path=each.path), _pointer(number), digests) for number, each in enumerate(sets)]
 
 
 def read_benchmarks(
@@ -47,7 +48,7 @@ def read_benchmarks(
     if not tasks:
         return []
     cell_P = np.repeat(np.arange(len(files)), list(map(len, files)))
-    items = Documents.of_parts([task.part for task in tasks], cell_P)
+    items = Documents.of_parts([task.part for task in tasks], cell_P, folder / "items")
     sets = [ReferenceSet(each.title, items, np.flatnonzero(items.cell_N == s)) for s, each in enumerate(spec.test_sets)]
     for number, each in enumerate(sets):
         if not len(each.numbers):

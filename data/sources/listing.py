@@ -3,7 +3,7 @@
 import glob
 import platform
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import fsspec
 
 from data import stdlib
+from data.digests import Digests
 from data.errors import SourceError
 from data.files import checksum
 from data.sources.streams import COMPRESSED
@@ -33,26 +34,27 @@ class InputFile:
     """When a local file was written last; None where ``require_unchanged`` does not look."""
 
 
-def list_files(source: SourceSpec, pointer: str, pulse: Callable[[], None] = lambda: None) -> list[InputFile]:
-    """The files of a source, sorted by path. The content of local ones is hashed, so this takes as long as reading them.
+def list_files(source: SourceSpec, pointer: str, digests: Digests | None = None) -> list[InputFile]:
+    """The files of a source, sorted by path. The content of local ones is hashed, which takes as long as reading them.
 
     Args:
         pointer: where the source stands in the job spec, ``/data_pipeline/sources/0``.
-        pulse: called again and again meanwhile; what it raises ends the listing.
+        digests: of files that were hashed before; its ``pulse`` is called again and again.
 
     Raises:
         SourceError: nothing is there, it cannot be read, or its format is not known.
     """
     at = f"{pointer}/path"
+    digests = digests or Digests()
     if source.path.startswith(stdlib.PREFIX):
         if source.path not in stdlib.KINDS:
             raise SourceError(f"{source.path} is not one of {', '.join(stdlib.KINDS)}", pointer=at)
         names = stdlib.modules(source.path)
-        files = [_local(stdlib.root() / name, f"{stdlib.PREFIX}{name}", at, pulse) for name in names]
+        files = [_local(stdlib.root() / name, f"{stdlib.PREFIX}{name}", at, digests) for name in names]
     elif "://" in source.path:
-        files = _list_remote(source.path, at, pulse)
+        files = _list_remote(source.path, at, digests)
     else:
-        files = _list_local(source.path, at, pulse)
+        files = _list_local(source.path, at, digests)
     if not files:
         raise SourceError(f"{source.path}: no file matches", pointer=at)
     for file in files:
@@ -69,35 +71,35 @@ def _known() -> str:
     return f"{' '.join(FORMATS)} (each also with {' or '.join(COMPRESSED)}) .parquet"
 
 
-def _list_local(path: str, at: str, pulse: Callable[[], None]) -> list[InputFile]:
+def _list_local(path: str, at: str, digests: Digests) -> list[InputFile]:
     if Path(path).is_dir():
         raise SourceError(f"{path} is a folder; name its files, such as {path.rstrip('/')}/*.jsonl", pointer=at)
     if any(c in path for c in _GLOB) and not Path(path).exists():
         found = [Path(name).absolute() for name in sorted(glob.glob(path, recursive=True))]
-        return [_local(file, str(file), at, pulse) for file in found if file.is_file()]
+        return [_local(file, str(file), at, digests) for file in found if file.is_file()]
     file = Path(path).absolute()  # the cluster's workers have folders of their own
-    return [_local(file, str(file), at, pulse)]
+    return [_local(file, str(file), at, digests)]
 
 
-def _local(path: Path, name: str, at: str, pulse: Callable[[], None]) -> InputFile:
+def _local(path: Path, name: str, at: str, digests: Digests) -> InputFile:
     try:
         state = path.stat()  # before the hash, so that a change in between shows
         # Python's own library was installed at another time on another machine.
         mtime_ns = None if name.startswith(stdlib.PREFIX) else state.st_mtime_ns
-        return InputFile(name, state.st_size, checksum(path, pulse), mtime_ns)
+        return InputFile(name, state.st_size, digests.of(path, state), mtime_ns)
     except FileNotFoundError as error:
         raise SourceError(f"{path} does not exist", pointer=at) from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}", pointer=at) from error
 
 
-def _list_remote(path: str, at: str, pulse: Callable[[], None]) -> list[InputFile]:
+def _list_remote(path: str, at: str, digests: Digests) -> list[InputFile]:
     try:
         filesystem, inner = fsspec.core.url_to_fs(path)
         names = filesystem.glob(inner) if any(c in inner for c in _GLOB) else [inner]
         files = []
         for name in sorted(names):
-            pulse()
+            digests.pulse()
             size, digest = int(filesystem.size(name) or 0), str(filesystem.ukey(name))
             files.append(InputFile(filesystem.unstrip_protocol(name), size, digest))
         return files

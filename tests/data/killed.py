@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
+from data.digests import FOLDER as DIGESTS
 from data.errors import MantaError
 from data.executors import SerialExecutor
 from data.files import checksum
@@ -83,8 +84,8 @@ def _one_of_each_kind(steps: list[str]) -> list[int]:
 
 
 def files(root: Path) -> dict[str, str]:
-    """But for locks."""
-    found = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".lock")
+    """But for locks and what is remembered of inputs."""
+    found = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".lock" and DIGESTS not in path.parts)
     return {str(path.relative_to(root)): checksum(path) for path in found}
 
 
