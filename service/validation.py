@@ -242,7 +242,7 @@ def _path(location: tuple[str | int, ...], document: Any, *, missing: bool) -> t
 
 def _to_blame(misfit: Misfit, block: tuple[str | int, ...], document: Any) -> tuple[str | int, ...]:
     """The first of the fields that do not go together that the document gives itself; the block, where it gives none."""
-    paths = [(*block, *name.split(".")) for name in misfit.fields]
+    paths = [(*block, *(name.split(".") if isinstance(name, str) else name)) for name in misfit.fields]
     return next((path for path in paths if _path(path, document, missing=False) == path), block)
 
 

@@ -1,0 +1,138 @@
+"""What a parameter of a search space is: a range or a choice, and where it applies. Pydantic and nothing heavy.
+
+Names follow Optuna.
+"""
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from data.spec_base import Misfit, Spec
+from tuning.paths import Path
+
+When = dict[Path, JsonValue]
+"""Values of other parameters: a value, or a list of values, for each. The parameter is there only where all of them hold."""
+
+
+class _Parameter(Spec):
+    when: When = Field(default_factory=dict)
+    """Where it is searched; elsewhere the field keeps what ``base`` says."""
+
+
+class _Range(_Parameter):
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    def _require_range(self, stepped: bool) -> None:
+        if self.low > self.high:
+            raise Misfit(f"low {self.low:g} is more than high {self.high:g}", "low", "high")
+        if self.log and self.low <= 0:
+            raise Misfit(f"log needs a positive low, not {self.low:g}", "low")
+        if self.log and stepped:
+            raise Misfit("log and step exclude each other", "step", "log")
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that between them show whether the field takes what is searched."""
+        return self.low, self.high
+
+    def nearest(self, value: Any) -> Any:
+        """The value of the range that is nearest to ``value``; the lowest where that is no number."""
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return self.low
+        inside = min(max(value, self.low), self.high)
+        if self.step is None:
+            return inside
+        low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))  # 0.8 + 0.05 is 0.85
+        steps = min(round((Decimal(str(inside)) - low) / step), int((high - low) / step))
+        return type(self.low)(low + steps * step)
+
+
+class FloatParameter(_Range):
+    type: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+    """Search the logarithm; ``low`` must be positive."""
+    step: float | None = Field(default=None, gt=0)
+    """Only ``low``, ``low + step``, ... up to ``high``."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        self._require_range(self.step is not None)
+        return self
+
+
+class IntParameter(_Range):
+    """``low``, ``low + step``, ... up to ``high``, which is among the values where a step ends there."""
+
+    type: Literal["int"]
+    low: int
+    high: int
+    log: bool = False
+    step: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        self._require_range(self.step != 1)
+        return self
+
+
+class ChoiceParameter(_Parameter):
+    type: Literal["choice"]
+    choices: tuple[JsonValue, ...] = Field(min_length=1)
+    """Numbers, text, ``null``, or whole blocks of the spec."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        texts = [json.dumps(choice, sort_keys=True) for choice in self.choices]
+        if twice := [text for text in texts if texts.count(text) > 1]:
+            raise Misfit(f"{twice[0]} is given twice", "choices")
+        return self
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that between them show whether the field takes what is searched."""
+        return self.choices
+
+    def nearest(self, value: Any) -> Any:
+        return next((choice for choice in self.choices if same(choice, value)), self.choices[0])
+
+
+Parameter = Annotated[FloatParameter | IntParameter | ChoiceParameter, Field(discriminator="type")]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values of a spec are one: 1 and true are not, a list and a tuple are."""
+    return json.dumps(one, sort_keys=True, default=str) == json.dumps(other, sort_keys=True, default=str)
+
+
+def alternatives(values: JsonValue) -> list[JsonValue]:
+    """What ``when`` lets through."""
+    return values if isinstance(values, list) else [values]
+
+
+def parents_first(space: Mapping[str, "Parameter"]) -> list[str]:
+    """
+    Raises:
+        Misfit: parameters depend on each other in a circle, or on what is no parameter.
+    """
+    done: list[str] = []
+    rest = dict(space)
+    for path, parameter in space.items():
+        for parent in parameter.when:
+            if parent not in space:
+                raise Misfit(f"{parent} is not in the space", ("space", path, "when", parent))
+    while rest:
+        ready = [path for path, parameter in rest.items() if all(parent in done for parent in parameter.when)]
+        if not ready:
+            raise Misfit(f"{', '.join(rest)} depend on each other in a circle", *(("space", path, "when") for path in rest))
+        done += ready
+        for path in ready:
+            del rest[path]
+    return done

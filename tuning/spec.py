@@ -1,0 +1,209 @@
+"""What one study is: a training job, the fields of it to search over, and how. Pydantic and nothing heavy.
+
+Names follow Optuna (``low``, ``high``, ``log``, ``step``, ``choices``) for parameters and Ray Tune for schedulers.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from data.spec_base import Misfit, Seed, Spec
+from tuning.expressions import Expression
+from tuning.parameters import ChoiceParameter, Parameter, alternatives, parents_first, same
+from tuning.paths import Path, put
+from workers.spec import TrainSpec
+
+
+class Objective(Spec):
+    metric: str = "eval_loss"
+    """Of a trial's figures: what training reports (``eval_loss``, ``loss``, ``tokens_per_second``, ...) or ``seconds``, the
+    time of its training."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+
+class Limit(Spec):
+    """What a trial may measure. One that measures more is infeasible: no bad result, and no result at all."""
+
+    metric: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if self.at_most is None and self.at_least is None:
+            raise Misfit("give at_most, at_least or both", "at_most")
+        return self
+
+
+SamplerName = Literal["auto", "gp", "tpe", "cmaes", "random", "grid", "evolution", "qmc", "bandit"]
+
+
+class SamplerSpec(Spec):
+    type: SamplerName = "auto"
+    startup_trials: int | None = Field(default=None, ge=0)
+    """Trials spread evenly before a model is fitted; None: as the sampler's authors advise."""
+    population: int = Field(default=32, ge=2)
+    """``evolution``: points of a generation."""
+    arms: tuple[Literal["gp", "tpe", "cmaes", "random", "evolution", "qmc"], ...] = ("gp", "tpe", "cmaes", "qmc")
+    """``bandit``: the samplers that trials are dealt to."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"type": given} if isinstance(given, str) else given
+
+
+class NoScheduler(Spec):
+    """Every trial trains to its end."""
+
+    type: Literal["none"] = "none"
+
+
+class AshaScheduler(Spec):
+    """Asynchronous successive halving (arXiv 1810.05934), the variant that stops: of the trials that have come to a rung the
+    best ``1 / reduction_factor`` go on."""
+
+    type: Literal["asha"] = "asha"
+    grace_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of the first rung; None: the run's steps over ``reduction_factor`` cubed."""
+    reduction_factor: int = Field(default=3, ge=2)
+
+
+class HyperbandScheduler(Spec):
+    """Hyperband (arXiv 1603.06560): trials are dealt to brackets of ASHA that begin to stop at ever later rungs."""
+
+    type: Literal["hyperband"] = "hyperband"
+    grace_steps: int | None = Field(default=None, ge=1)
+    reduction_factor: int = Field(default=3, ge=2)
+
+
+Scheduler = Annotated[NoScheduler | AshaScheduler | HyperbandScheduler, Field(discriminator="type")]
+
+
+class Budget(Spec):
+    """The study ends with whichever is spent first."""
+
+    trials: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of all trials together."""
+    seconds: float | None = Field(default=None, gt=0)
+    """Of all attempts at the study together, while it runs."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if self.trials is None and self.steps is None and self.seconds is None:
+            raise Misfit("give trials, steps or seconds", "trials")
+        return self
+
+
+class BaseJob(TrainSpec):
+    """A training job that remembers, and is stored, as it was given: what follows from other fields follows anew in a trial."""
+
+    _given: dict[str, JsonValue] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        job = handler(given)
+        if isinstance(given, dict):
+            job._given = given
+        return job
+
+    @model_serializer(mode="plain")
+    def as_given(self) -> dict[str, JsonValue]:
+        return self._given
+
+
+class StudySpec(Spec):
+    """One study. ``base`` with a point of ``space`` put into it is a trial."""
+
+    base: BaseJob = BaseJob()
+    space: dict[Path, Parameter] = Field(min_length=1)
+    constraints: tuple[Expression, ...] = ()
+    """What must hold between the fields of a job, such as ``model.hidden_size % model.num_attention_heads == 0``. Points where
+    one does not, or that are no job, are never tried."""
+    points: tuple[dict[Path, JsonValue], ...] = ()
+    """Points that are known to be good; they are tried first, after ``base`` itself. What one leaves out is as in ``base``."""
+    objectives: tuple[Objective, ...] = Field(default=(Objective(),), min_length=1, max_length=3)
+    limits: tuple[Limit, ...] = ()
+    sampler: SamplerSpec = SamplerSpec()
+    scheduler: Scheduler = NoScheduler()
+    budget: Budget = Budget(trials=50)
+    concurrent_trials: int | None = Field(default=None, ge=1)
+    """None: as many as the cluster has room for."""
+    max_retries: int = Field(default=1, ge=0)
+    """How often a trial that failed is run again before it counts as failed."""
+    warm_start: tuple[str, ...] = ()
+    """Names of earlier studies over the same space, whose results are known from the start."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _space_fits(self) -> Self:
+        parents_first(self.space)
+        for path, parameter in self.space.items():
+            if parent := next((other for other in self.space if path.startswith(f"{other}.")), None):
+                raise Misfit(f"{path} lies inside {parent}, which is searched too", ("space", path))
+            for parent, values in parameter.when.items():
+                for value in alternatives(values):
+                    if not _takes(self.space[parent], value):
+                        raise Misfit(f"{value!r} is no value of {parent}", ("space", path, "when", parent))
+            for value in parameter.ends:
+                if why := self._refused(path, value):
+                    raise Misfit(f"{path} cannot be {value!r}: {why}", ("space", path))
+        return self
+
+    def _refused(self, path: str, value: Any) -> str | None:
+        """Why a field does not take a value, whatever the others are."""
+        try:
+            TrainSpec.model_validate(put(self.base.as_given(), path, value, self.base))
+        except ValidationError as error:
+            here = tuple(path.split("."))
+            for each in error.errors(include_url=False):
+                if tuple(str(part) for part in each["loc"])[: len(here)] == here and not _is_misfit(each):
+                    return str(each["msg"])
+        return None
+
+    @model_validator(mode="after")
+    def _points_fit(self) -> Self:
+        for number, point in enumerate(self.points):
+            for path, value in point.items():
+                where = ("points", number, path)
+                if path not in self.space:
+                    raise Misfit(f"{path} is not in the space", where)
+                if not _takes(self.space[path], value):
+                    raise Misfit(f"{value!r} is no value of {path}", where)
+        return self
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> Self:
+        ranges = [path for path, each in self.space.items() if not isinstance(each, ChoiceParameter) and each.step is None]
+        if self.sampler.type == "grid" and ranges:
+            raise Misfit(f"grid needs a step or choices for {ranges[0]}", ("space", ranges[0]), "sampler")
+        if self.sampler.type == "cmaes" and len(self.objectives) > 1:
+            raise Misfit("cmaes searches for one objective", "sampler", "objectives")
+        if self.scheduler.type != "none":
+            if len(self.objectives) > 1:
+                raise Misfit(f"{self.scheduler.type} compares trials by one objective", "scheduler", "objectives")
+            if self.base.training.eval_interval is None and "training.eval_interval" not in self.space:
+                raise Misfit(
+                    f"{self.scheduler.type} stops trials by their held-out loss; set training.eval_interval",
+                    "base.training.eval_interval",
+                    "scheduler",
+                )
+        return self
+
+
+def _takes(parameter: Parameter, value: JsonValue) -> bool:
+    return same(parameter.nearest(value), value) or parameter.nearest(value) == value
+
+
+def _is_misfit(error: Any) -> bool:
+    return error["type"] == "value_error" and isinstance(error["ctx"]["error"], Misfit)
