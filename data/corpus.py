@@ -14,7 +14,8 @@ from data.report import Amount, ReferenceFigures
 from data.selection import Ints, Mask
 from data.sources import InputFile
 from data.spec import DataSpec
-from data.stages.base import EXAMPLE_CHARACTERS, EXAMPLES, Example
+from data.stages.base import EXAMPLES, Example
+from data.stages.excerpt import excerpt
 from data.tasks import CleanTask, read_index, read_rows
 
 # Small files are cleaned together, up to this many bytes, so that a task is worth its overhead.
@@ -77,7 +78,9 @@ class Documents:
         """The first of these documents."""
         found = []
         for part, rows in self.locate(numbers[:EXAMPLES]):
-            found += [Example(id_, "", text[:EXAMPLE_CHARACTERS]) for id_, text in read_rows(part, rows, "id", "text")]
+            found += [
+                Example(id_, "", excerpt(text, in_)) for id_, text, in_ in read_rows(part, rows, "id", "text", "language")
+            ]
         return found
 
 

@@ -12,7 +12,7 @@ FILE_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.model"
 REPORT_NAME = "report.json"
 INPUTS_NAME = "inputs.json"
-FORMAT = 6
+FORMAT = 7
 """Part of every data set's identity; raise it when the same input no longer gives the same bytes."""
 
 Split = Literal["train", "held_out"]

@@ -25,7 +25,8 @@ from data.report import Histogram, TextFigures
 from data.selection import Ints
 from data.shards import write_shard
 from data.spec import MARKS, DataSpec, DocumentTokens
-from data.stages.base import EXAMPLE_CHARACTERS, EXAMPLES, Example, StageCount
+from data.stages.base import EXAMPLES, Example, StageCount
+from data.stages.excerpt import excerpt
 from data.tasks import PART, read_rows
 from data.tokenizer import BYTE, UNKNOWN, Tokenizer
 
@@ -158,8 +159,8 @@ def _within(limits: DocumentTokens, documents: Iterator[_Document], count: Stage
             count.drops[reason] = count.drops.get(reason, 0) + 1
             shown = count.examples.setdefault(reason, [])
             if len(shown) < EXAMPLES:
-                id_ = document.origin[_ORIGIN.index("id")]
-                shown.append(Example(id_, str(document.tokens), document.text[:EXAMPLE_CHARACTERS]))
+                id_, language = (document.origin[_ORIGIN.index(name)] for name in ("id", "language"))
+                shown.append(Example(id_, str(document.tokens), excerpt(document.text, language)))
         else:
             yield document
 

@@ -29,7 +29,7 @@ class Amount(Record):
 
 
 class Example(Record):
-    """A document that was dropped: where it lay, the figure that decided, and its beginning."""
+    """A document that was dropped: where it lay, the figure that decided, and its beginning without personal data."""
 
     id: str
     detail: str

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from data.documents import Document
+from data.stages.excerpt import excerpt
 
 EXAMPLES = 10
 """Dropped documents that are shown for each reason."""
-EXAMPLE_CHARACTERS = 200
 GRADES = 5
 """Levels of quality, numbered from 0 up."""
 
@@ -45,7 +45,7 @@ class Example:
     id: str
     detail: str
     text: str
-    """Its beginning; empty where that is confidential."""
+    """An ``excerpt``; empty where that is confidential."""
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class StageCount:
         self.drops[drop.reason] = self.drops.get(drop.reason, 0) + 1
         shown = self.examples.setdefault(drop.reason, [])
         if len(shown) < EXAMPLES:
-            text = "" if drop.confidential else document.text[:EXAMPLE_CHARACTERS]
+            text = "" if drop.confidential else excerpt(document.text, document.language)
             shown.append(Example(document.id, drop.detail, text))
 
     def grade(self, document: Document) -> None:

@@ -12,10 +12,8 @@ from pydantic import Field
 from data.documents import Document
 from data.spec_base import Spec
 from data.stages.base import Drop
-from data.stages.personal_finder import Find, Finder
+from data.stages.personal_finder import KINDS, Find, Finder, redacted
 from data.stages.text import names_chinese
-
-KINDS = ("email", "phone", "ip_address", "card", "iban", "us_ssn", "cn_resident_id")
 
 Action = Literal["redact", "drop", "keep"]
 
@@ -64,12 +62,5 @@ class PersonalData:
             if self._most is not None and len(found) > self._most:
                 return Drop("too_much_personal_data", f"more than {self._most}", confidential=True)
         if found:
-            document.text = self._redacted(text, found).decode()
+            document.text = redacted(text, found, self._placeholders).decode()
         return document
-
-    def _redacted(self, text: bytes, found: list[Find]) -> bytes:
-        pieces, at = [], 0
-        for find in sorted(found, key=lambda find: find.start):
-            pieces += [text[at : find.start], self._placeholders[find.kind]]
-            at = find.end
-        return b"".join([*pieces, text[at:]])

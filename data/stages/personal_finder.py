@@ -7,13 +7,15 @@ reads UTF-8 as bytes, so no offset needs translation.
 
 import ipaddress
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from data.stages import personal_patterns as patterns
 from data.stages.identifiers import iban_length, is_card, is_cn_resident_id, is_iban, is_international, is_us_ssn
 from data.stages.libraries import library
+
+KINDS = ("email", "phone", "ip_address", "card", "iban", "us_ssn", "cn_resident_id")
 
 _WORD = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_")
 _DIGITS = frozenset(b"0123456789")
@@ -39,6 +41,15 @@ class _Rule:
     pattern: Any
     check: Callable[[bytes, int, int, bool], int]
     """(text, start, end, whether it is Chinese) of a match to where the find ends; 0: it is none."""
+
+
+def redacted(text: bytes, found: Iterable[Find], placeholders: Mapping[str, bytes]) -> bytes:
+    """The text with placeholders, by kind, in place of what was found."""
+    pieces, at = [], 0
+    for find in sorted(found, key=lambda find: find.start):
+        pieces += [text[at : find.start], placeholders[find.kind]]
+        at = find.end
+    return b"".join([*pieces, text[at:]])
 
 
 class _Taken:

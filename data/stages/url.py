@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from data.documents import Document
 from data.spec_base import Misfit, Spec
 from data.stages.base import Drop
+from data.stages.excerpt import excerpt
 
 _WORD = re.compile(r"[^\W_]+")
 _DOI = re.compile(r"10\.\d{4,9}/")
@@ -68,7 +69,7 @@ class Url:
     def _judge(self, url: str) -> Drop | None:
         host = host_of(url)
         if host is None:
-            return None if self._spec.allow_malformed else Drop("malformed_url", url[:200])
+            return None if self._spec.allow_malformed else Drop("malformed_url", excerpt(url, ""))
         if not self._spec.allow_ip_hosts and _is_ip(host) and not _DOI.match(url):
             return Drop("ip_host", host)
         if blocked := self._domains.intersection(_and_parents(host)):
