@@ -6,11 +6,9 @@ from pathlib import Path
 from data.buckets import bucket_shares
 from data.classifier.learn import classifiers
 from data.corpus import Corpus, cells
-from data.dataset import PackedDataset
 from data.files import checksum
 from data.funnel import drops_of
 from data.manifest import SPLITS, TOKENIZER_NAME, Cell, Count, Manifest, Segment, ShardInfo
-from data.ngrams import held_out_losses
 from data.packing import PackResult, limits_of
 from data.sources import InputFile
 from data.spec import DataSpec, TokenizerSpec
@@ -27,9 +25,10 @@ def manifest_of(
     tokenizer: Tokenizer,
     work: Path,
 ) -> Manifest:
+    """All but the losses, which are measured with its help."""
     in_order = sorted((s for result in packed for s in result.shards), key=lambda s: (SPLITS.index(s.split), s.segment, s.cell))
     shards = tuple(in_order)
-    draft = Manifest(
+    return Manifest(
         hash=identity,
         sequence_length=data.sequence_length,
         chain_segments=data.chain_segments,
@@ -62,8 +61,6 @@ def manifest_of(
         unigram_loss=0.0,
         bigram_loss=0.0,
     )
-    unigram, bigram = held_out_losses(PackedDataset(work, draft))
-    return draft.model_copy(update={"unigram_loss": unigram, "bigram_loss": bigram})
 
 
 def _segments(data: DataSpec, shards: Sequence[ShardInfo]) -> tuple[Segment, ...]:

@@ -8,7 +8,10 @@ Result = TypeVar("Result")
 
 
 class Executor(Protocol):
-    """Applies a module-level function to tasks that pickle; results come in any order and carry their task's index."""
+    """Applies a module-level function to tasks that pickle; results come in any order and carry their task's index.
+
+    A ``MantaError`` that a task raises is raised here as it is. Whoever stops asking for results ends the tasks that run.
+    """
 
     def map(self, fn: Callable[[Task], Result], shards: Sequence[Task]) -> Iterator[Result]: ...
 

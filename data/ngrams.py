@@ -7,14 +7,19 @@ Unigram: add-one (Laplace). Bigram: Witten-Bell interpolation with that unigram 
 section 2.4): ``p(w|h) = (c(h,w) + T(h) p(w)) / (c(h) + T(h))`` with T(h) the number of different tokens seen after h.
 """
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby, islice
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from data.dataset import PackedDataset
-from data.manifest import Split
+from data.executors import Executor
+from data.files import write_atomically
+from data.manifest import Manifest, Split
 
 # Fitting reads at most about this many positions, in rows at even distance, so that memory stays bounded.
 FIT_TOKENS = 1 << 26
@@ -22,6 +27,31 @@ _TOKENS_AT_A_TIME = 1 << 22
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class LossTask:
+    index: int
+    directory: Path
+    """Of the data set, whose manifest is not yet there."""
+    manifest: Manifest
+    result: Path
+    """The JSON file to write: both losses. One that is there is used again."""
+
+
+def with_losses(manifest: Manifest, directory: Path, result: Path, executor: Executor) -> Manifest:
+    """A manifest that states the losses of its data set, which one task measures on any machine."""
+    for _ in executor.map(measure, [LossTask(0, directory, manifest, result)]):
+        pass
+    unigram, bigram = json.loads(result.read_bytes())
+    return manifest.model_copy(update={"unigram_loss": unigram, "bigram_loss": bigram})
+
+
+def measure(task: LossTask) -> int:
+    if not task.result.is_file():
+        losses = held_out_losses(PackedDataset(task.directory, task.manifest))
+        write_atomically(task.result, json.dumps(losses).encode())
+    return task.index
 
 
 def held_out_losses(dataset: PackedDataset, rows: Sequence[int] | None = None) -> tuple[float, float]:

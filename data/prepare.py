@@ -46,16 +46,18 @@ from data.manifest import (
     TOKENIZER_NAME,
     Manifest,
 )
+from data.ngrams import with_losses
 from data.packing import PackResult, PackTask, pack_documents, require_cells
-from data.selection import Ints, sample
+from data.selection import Ints
 from data.sources import InputFile, list_files
 from data.sources.listing import versions as input_versions
 from data.spec import DataSpec, TokenizerSpec
 from data.split import make_corpus
 from data.stages.libraries import LibraryMissing
 from data.stages.registry import make_stage
-from data.tasks import CleanResult, CleanTask, clean_files, read_texts
-from data.tokenizer import Tokenizer, train_tokenizer
+from data.tasks import CleanResult, CleanTask, clean_files
+from data.tokenizer import Tokenizer
+from data.tokenizer_training import make_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +130,9 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             work.mkdir(parents=True, exist_ok=True)
             claim(root, identity, [task.part for task in tasks], pulse)
             corpus, cleaned = _documents(data, tasks, test_files, work / _SCRATCH, executor, on_progress)
-            model = _tokenizer(tokenizer, lexicon, data, corpus, work, on_progress)
+            on_progress(Progress("tokenizer", 0, 1, "model"))
+            model = make_tokenizer(tokenizer, lexicon, data, corpus, work, executor)
+            on_progress(Progress("tokenizer", 1, 1, "model"))
             packed = _shards(data, corpus, work, executor, on_progress)
             require_cells(data, packed)
         except MantaError:
@@ -137,6 +141,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             tidy(root, pulse, failed=True)
             raise
         manifest = manifest_of(identity, data, tokenizer, corpus, packed, files, model, work)
+        manifest = with_losses(manifest, work, work / _SCRATCH / "losses.json", executor)
         manifest = _reported(data, tasks, cleaned, corpus, manifest, packed, work)
         write_atomically(work / FILE_NAME, manifest.model_dump_json(indent=1).encode())
         _commit(work, final)
@@ -224,31 +229,6 @@ def _documents(
         lambda: on_progress(Progress("documents", done, total, "bytes")),
     )
     return corpus, ordered
-
-
-def _tokenizer(
-    spec: TokenizerSpec, lexicon: Sequence[str], data: DataSpec, corpus: Corpus, work: Path, on_progress: OnProgress
-) -> Tokenizer:
-    """Trains or copies the tokenizer into ``work``; one that a stopped preparation left there is used again."""
-    on_progress(Progress("tokenizer", 0, 1, "model"))
-    path = work / TOKENIZER_NAME
-    if not path.is_file():
-        write_atomically(path, Path(spec.path).read_bytes() if spec.path else _train(spec, lexicon, data, corpus))
-    on_progress(Progress("tokenizer", 1, 1, "model"))
-    return Tokenizer(path.read_bytes())
-
-
-def _train(spec: TokenizerSpec, lexicon: Sequence[str], data: DataSpec, corpus: Corpus) -> bytes:
-    train = np.flatnonzero(~corpus.held_out_N)
-    weights = list(cells(data).values())
-    shares = [weight / sum(weights) for weight in weights]
-    chosen = sample(corpus.hash_N[train], corpus.bytes_N[train], corpus.cell_N[train], shares, spec.sample_bytes, data.seed)
-    texts = (text for part, rows in corpus.locate(train[chosen]) for text in read_texts(part, rows))
-    model = train_tokenizer(texts, spec, lexicon)
-    if (made := Tokenizer(model).vocab_size) < spec.vocab_size:
-        size = int(corpus.bytes_N[train[chosen]].sum())
-        logger.warning("a sample of %d bytes gave a tokenizer of %d pieces, fewer than %d", size, made, spec.vocab_size)
-    return model
 
 
 def _shards(data: DataSpec, corpus: Corpus, work: Path, executor: Executor, on_progress: OnProgress) -> list[PackResult]:

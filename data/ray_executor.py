@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from data.errors import MantaError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -26,7 +28,7 @@ class RayDataExecutor:
     machine dies, another worker does what has no marker yet.
 
     Args:
-        pulse: called about once a second while no result comes; what it raises ends the work.
+        pulse: called about once a second while no result comes; what it raises ends the work, tasks that run included.
     """
 
     def __init__(self, pulse: Callable[[], None] = lambda: None) -> None:
@@ -49,12 +51,41 @@ class RayDataExecutor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that this way to say it will go; this release has no other
             rows = items.map(_apply, fn_kwargs={"fn": fn}, max_retries=_MAX_RETRIES)
-        for row in _pulsed(rows.iter_rows, self._pulse):
-            yield pickle.loads(row["result"])
+        executions = _executions(rows)
+        try:
+            for row in _pulsed(rows.iter_rows, self._pulse):
+                result = pickle.loads(row["result"])
+                if isinstance(result, MantaError):
+                    raise result
+                yield result
+        finally:
+            for execution in executions:
+                execution.shutdown(force=True)  # what has ended is left as it is
 
 
 def _apply(row: dict[str, Any], fn: Callable[[Any], Any]) -> dict[str, bytes]:
-    return {"result": pickle.dumps(fn(pickle.loads(row["task"])))}
+    try:
+        result = fn(pickle.loads(row["task"]))
+    except MantaError as error:  # Ray would wrap it in an error of its own
+        result = error
+    return {"result": pickle.dumps(result)}
+
+
+def _executions(rows: Any) -> list[Any]:
+    """What Ray Data makes to carry ``rows`` out, as soon as it is there: it can end the processes of tasks that run.
+
+    Of Ray's own ways to stop, one waits for a task's next line of Python, and a library's loop may have none for minutes;
+    another knows the execution only when a first result is there.
+    """
+    made: list[Any] = []
+    create = rows._create_executor
+
+    def created() -> Any:
+        made.append(create())
+        return made[-1]
+
+    rows._create_executor = created
+    return made
 
 
 def _pulsed(items: Callable[[], Iterable[Any]], pulse: Callable[[], None]) -> Iterator[Any]:
