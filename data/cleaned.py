@@ -64,7 +64,7 @@ def part_name(
         data.max_document_bytes,
         data.on_bad_document,
         data.keep_dropped,
-        [[file.path, file.size, file.digest] for file in files],
+        [[file.path, file.size, file.digest, file.extent] for file in files],
     ]
     return f"documents-{xxhash.xxh3_128_hexdigest(json.dumps(settings).encode())}.arrow"
 

@@ -12,7 +12,7 @@ from data.files import U64, key64
 from data.funnel import Funnel, drops_of
 from data.report import Amount, ReferenceFigures
 from data.selection import Ints, Mask
-from data.sources import InputFile
+from data.sources import InputFile, extents
 from data.spec import DataSpec
 from data.stages.base import EXAMPLES, Example
 from data.stages.excerpt import excerpt
@@ -120,7 +120,7 @@ def clean_tasks(data: DataSpec, files: list[list[InputFile]], folder: Path) -> I
     near = None if isinstance(data.deduplicate, ExactSpec) else data.deduplicate
     cleaning = clean_versions(data)
     for number, (source, of_source) in enumerate(zip(data.sources, files, strict=True)):
-        for group in _grouped(of_source, data.shard_documents):
+        for group in _grouped([piece for file in of_source for piece in extents(file)], data.shard_documents):
             yield CleanTask(
                 index=index,
                 part=folder / part_name(data, source, group, near, cleaning),
@@ -141,11 +141,11 @@ def _grouped(files: list[InputFile], most: int) -> Iterator[list[InputFile]]:
     group: list[InputFile] = []
     size = 0
     for file in files:
-        if group and (size + file.size > _TASK_BYTES or len(group) == most):
+        if group and (size + file.bytes > _TASK_BYTES or len(group) == most):
             yield group
             group, size = [], 0
         group.append(file)
-        size += file.size
+        size += file.bytes
         if _ends_group(file, most):
             yield group
             group, size = [], 0
@@ -155,7 +155,7 @@ def _grouped(files: list[InputFile], most: int) -> Iterator[list[InputFile]]:
 
 def _ends_group(file: InputFile, most: int) -> bool:
     """By the hash of its path, about twice in as many bytes, or files, as a group may have."""
-    return int(key64(file.path)) < 2**64 * max(2 * file.size / _TASK_BYTES, 2 / most)
+    return int(key64(file.path)) < 2**64 * max(2 * file.bytes / _TASK_BYTES, 2 / most)
 
 
 def cells(data: DataSpec) -> dict[tuple[str, str], float]:

@@ -75,7 +75,7 @@ class CleanTask:
 
     @property
     def bytes(self) -> int:
-        return sum(file.size for file in self.files)
+        return sum(file.bytes for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class CleanResult:
     languages: dict[str, Amount] = field(default_factory=dict)
     """What is left, by the language that the last stage left it in."""
     read: tuple[int, ...] = ()
-    """Documents, broken ones among them, of each file."""
+    """Documents, broken ones among them, of each file or extent."""
     failure: Failure | None = None
 
     @property

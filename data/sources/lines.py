@@ -4,30 +4,32 @@ import json
 from collections.abc import Iterator
 
 from data.documents import Bad, Document
-from data.sources.streams import about_bytes, open_file, skip_line
+from data.sources.streams import about_bytes, lines
 from data.sources.values import UTF16, broken_compression, decode, oversized, text_value, utf16, with_url
 from data.spec import SourceSpec
 
 
-def read_lines(path: str, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
+def read_lines(
+    path: str, source: SourceSpec, max_bytes: int, extent: tuple[int, int] | None = None
+) -> Iterator[Document | Bad]:
+    """
+    Args:
+        extent: the documents whose first byte lies in it; None: all.
+    """
     number = 0
-    with open_file(path) as stream:
-        try:
-            while line := stream.readline(max_bytes + 1):
-                number += 1
-                where = f"{path}:{number}"
-                if number == 1 and line.startswith(UTF16):
-                    yield utf16(path)
-                    return
-                if len(line) > max_bytes and not line.endswith(b"\n"):
-                    yield oversized(where, max_bytes)
-                    skip_line(line, stream)
-                elif line.strip():
-                    yield _parse(line, where, source)
-        except OSError as error:
-            if not about_bytes(error):
-                raise
-            yield broken_compression(path, f" after line {number}", error)
+    try:
+        for number, (where, line) in enumerate(lines(path, max_bytes + 1, extent), 1):
+            if number == 1 and not (extent and extent[0]) and line.startswith(UTF16):
+                yield utf16(path)
+                return
+            if len(line) > max_bytes and not line.endswith(b"\n"):
+                yield oversized(where, max_bytes)
+            elif line.strip():
+                yield _parse(line, where, source)
+    except OSError as error:
+        if not about_bytes(error):
+            raise
+        yield broken_compression(path, f" after line {number}", error)
 
 
 def _parse(line: bytes, where: str, source: SourceSpec) -> Document | Bad:

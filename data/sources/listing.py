@@ -4,8 +4,9 @@ import glob
 import platform
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import fsspec
@@ -21,6 +22,9 @@ from data.spec import SourceSpec
 FORMATS = (".txt", ".py", ".jsonl", ".html", ".htm", ".warc")
 SUFFIXES = (*FORMATS, *(f"{suffix}{packed}" for suffix in FORMATS for packed in COMPRESSED), ".parquet")
 _GLOB = "*?["
+_ENTERED_ANYWHERE = (".jsonl", ".txt", ".parquet")
+# What one task reads of a larger file.
+_EXTENT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,13 @@ class InputFile:
     digest: str
     mtime_ns: int | None = None
     """When a local file was written last; None where ``require_unchanged`` does not look."""
+    extent: tuple[int, int] | None = None
+    """Bytes of it, begin and end: lines and row groups whose first byte is among them are read. None: all of it."""
+
+    @property
+    def bytes(self) -> int:
+        """How much of it is read."""
+        return self.size if self.extent is None else self.extent[1] - self.extent[0]
 
 
 def list_files(source: SourceSpec, pointer: str, digests: Digests | None = None) -> list[InputFile]:
@@ -111,6 +122,14 @@ def _list_remote(path: str, at: str, digests: Digests) -> list[InputFile]:
         raise SourceError(f"{path} does not exist", pointer=at) from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error}", pointer=at) from error
+
+
+def extents(file: InputFile) -> list[InputFile]:
+    """A large file of a format that can be entered anywhere, a piece at a time. Its size alone decides the borders."""
+    if file.size <= _EXTENT_BYTES or not file.path.endswith(_ENTERED_ANYWHERE):
+        return [file]
+    borders = [*range(0, file.size, _EXTENT_BYTES), file.size]
+    return [replace(file, extent=pair) for pair in pairwise(borders)]
 
 
 def versions(files: Iterable[InputFile]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Parquet: a document a row, read in batches of rows through all row groups."""
+"""Parquet: a document a row, read a row group at a time in batches of rows."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,35 +13,67 @@ from data.sources.streams import about_bytes, open_raw
 from data.sources.values import not_utf8, oversized, text_value, with_url
 from data.spec import SourceSpec
 
+# Of rows in memory at once, of documents of average size.
 _BATCH_ROWS = 256
+_BATCH_BYTES = 4 * 2**20
 _PAGE_BUFFER_BYTES = 1 << 20
 
 
-def read_parquet(path: str, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
-    row = 0
+def read_parquet(
+    path: str, size: int, source: SourceSpec, max_bytes: int, extent: tuple[int, int] | None = None
+) -> Iterator[Document | Bad]:
+    """
+    Args:
+        size: of the file in bytes.
+        extent: the row groups whose first byte lies in it; None: all.
+    """
+    start, end = extent or (0, size)
+    row, parquet = 0, None
     with open_raw(path) as stream:
         try:
             # With a buffer, a column of a row group is read page by page and not whole.
             parquet = pq.ParquetFile(stream, buffer_size=_PAGE_BUFFER_BYTES)
             if bad := _missing(parquet.schema_arrow, path, source):
-                yield bad
+                if start == 0:
+                    yield bad
                 return
-            columns = [name for name in (source.text_field, source.url_field) if name is not None]
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                urls = [None] * len(batch) if source.url_field is None else _values(batch, source.url_field)
-                texts = _values(batch, source.text_field)
-                for text, size, url in zip(texts, pc.binary_length(texts).to_pylist(), urls, strict=True):
+            for number in range(parquet.num_row_groups):
+                group = parquet.metadata.row_group(number)
+                if not start <= min(_first_byte(group), size - 1) < end:
+                    row += group.num_rows
+                    continue
+                for text, length, url in _rows(parquet, number, source):
                     row += 1
                     where = f"{path}:row {row}"
-                    yield oversized(where, max_bytes) if (size or 0) > max_bytes else _document(text, url, where, source)
+                    yield oversized(where, max_bytes) if length > max_bytes else _document(text, url, where, source)
         except pa.ArrowInvalid as error:
-            yield Bad("broken_parquet", f"{path}: not Parquet that can be read: {error}")
+            if parquet is not None or start == 0:
+                yield Bad("broken_parquet", f"{path}: not Parquet that can be read: {error}")
         except pa.ArrowException as error:
             raise SourceError(f"{path} cannot be read as Parquet after row {row}: {error}") from error
         except OSError as error:
             if not about_bytes(error):
                 raise
             yield Bad("broken_parquet", f"{path}: unreadable after row {row}: {error}")
+
+
+def _first_byte(group: pq.RowGroupMetaData) -> int:
+    chunk = group.column(0)
+    # Some writers state a dictionary's place as 0 where there is none.
+    return int(chunk.dictionary_page_offset or chunk.data_page_offset)
+
+
+def _rows(parquet: pq.ParquetFile, number: int, source: SourceSpec) -> Iterator[tuple[pa.Scalar, int, pa.Scalar | None]]:
+    """Text, its bytes, and address of each row of a row group."""
+    group = parquet.metadata.row_group(number)
+    chunks = [group.column(column) for column in range(group.num_columns)]
+    size = next(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == source.text_field)
+    most = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(size, 1)))
+    columns = [name for name in (source.text_field, source.url_field) if name is not None]
+    for batch in parquet.iter_batches(batch_size=most, row_groups=[number], columns=columns):
+        urls = [None] * len(batch) if source.url_field is None else _values(batch, source.url_field)
+        texts = _values(batch, source.text_field)
+        yield from zip(texts, pc.binary_length(texts).fill_null(0).to_pylist(), urls, strict=True)
 
 
 def _missing(schema: Any, path: str, source: SourceSpec) -> Bad | None:

@@ -1,6 +1,8 @@
 """Bytes of local and remote files, decompressed by suffix, never more of them at once than was asked for."""
 
 import io
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,13 +11,14 @@ import pyarrow as pa
 
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 COMPRESSED = tuple(_COMPRESSION)
+_BLOCK_BYTES = 1 << 20
 
 
 def open_raw(path: str) -> BinaryIO:
     if "://" not in path:
         return Path(path).open("rb")
     # fsspec's own files cannot read a line up to a limit; the buffer can.
-    return io.BufferedReader(fsspec.open(path, "rb").open(), 1 << 20)
+    return io.BufferedReader(fsspec.open(path, "rb").open(), _BLOCK_BYTES)
 
 
 def open_file(path: str) -> BinaryIO:
@@ -28,10 +31,41 @@ def open_file(path: str) -> BinaryIO:
     return io.BufferedReader(inflated, 1 << 18)
 
 
-def skip_line(start: bytes, stream: BinaryIO) -> None:
-    """Reads on to the end of the line that begins with ``start``."""
-    while start and not start.endswith(b"\n"):
-        start = stream.readline(1 << 20)
+def lines(path: str, most: int, extent: tuple[int, int] | None) -> Iterator[tuple[str, bytes]]:
+    """Lines and where each is: ``path:21``, by number, or within an extent ``path:byte 4096``, the offset of its first.
+
+    Args:
+        most: bytes; what a longer line has beyond them is passed over.
+        extent: lines whose first byte lies in it, of a file that is not compressed; None: all.
+    """
+    start, end = extent or (0, sys.maxsize)
+    number = 0
+    with open_file(path) as stream:
+        at = start
+        if start:
+            stream.seek(start - 1)
+            at = _next_line(stream, start - 1, end)
+        while at < end and (line := stream.readline(most)):
+            number += 1
+            yield f"{path}:{number}" if extent is None else f"{path}:byte {at}", line
+            at += len(line)
+            if not line.endswith(b"\n"):
+                at = _next_line(stream, at, end)
+
+
+def _next_line(stream: BinaryIO, at: int, end: int) -> int:
+    """Reads on to where the next line begins, or beyond ``end``, which one endless line must not make a task for each extent
+    of it do."""
+    while at < end and (block := stream.readline(_BLOCK_BYTES)):
+        at += len(block)
+        if block.endswith(b"\n"):
+            break
+    return at
+
+
+def begins_with(path: str, marks: tuple[bytes, ...]) -> bool:
+    with open_raw(path) as stream:
+        return stream.read(max(map(len, marks))).startswith(marks)
 
 
 def about_bytes(error: OSError) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from data.documents import Bad, Document
-from data.sources.streams import COMPRESSED, about_bytes, open_file, skip_line
+from data.sources.streams import COMPRESSED, about_bytes, lines, open_file
 from data.sources.values import UTF16, broken_compression, decode, oversized, utf16
 from data.spec import SourceSpec
 
@@ -13,10 +13,13 @@ _PIECE_BYTES = 4 * 1024
 _PIECE_BYTES_WITHOUT_BLANK_LINE = 64 * 1024
 
 
-def read_text(path: str, size: int, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
+def read_text(
+    path: str, size: int, source: SourceSpec, max_bytes: int, extent: tuple[int, int] | None = None
+) -> Iterator[Document | Bad]:
     """
     Args:
         size: of the file as it lies, in bytes.
+        extent: of a long text the pieces of the lines whose first byte lies in it; None: all.
     """
     try:
         if not _is_long(path, size):
@@ -27,7 +30,7 @@ def read_text(path: str, size: int, source: SourceSpec, max_bytes: int) -> Itera
             raise
         yield broken_compression(path, "", error)
         return
-    yield from _read_pieces(path, source, max_bytes)
+    yield from _read_pieces(path, source, max_bytes, extent)
 
 
 def _is_long(path: str, size: int) -> bool:
@@ -54,31 +57,28 @@ def read_whole(path: str, max_bytes: int) -> bytes | Bad:
     return oversized(path, max_bytes) if len(raw) > max_bytes else raw
 
 
-def _read_pieces(path: str, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
+def _read_pieces(path: str, source: SourceSpec, max_bytes: int, extent: tuple[int, int] | None) -> Iterator[Document | Bad]:
     """A long text: the pieces' bytes, one after another, are the file's. A piece is named by its first line."""
-    piece, first, number = bytearray(), 1, 0
-    with open_file(path) as stream:
-        try:
-            while line := stream.readline(max_bytes + 1):
-                number += 1
-                if number == 1 and line.startswith(UTF16):
-                    yield utf16(path)
-                    return
-                piece += line
-                where = f"{path}:{first}"
-                if len(piece) > max_bytes:
-                    yield oversized(where, max_bytes)
-                    skip_line(line, stream)
-                elif len(piece) >= (_PIECE_BYTES_WITHOUT_BLANK_LINE if line.strip() else _PIECE_BYTES):
-                    yield decode(bytes(piece), where, source)
-                else:
-                    continue
-                piece.clear()
-                first = number + 1
-        except OSError as error:
-            if not about_bytes(error):
-                raise
-            yield broken_compression(path, f" after line {number}", error)
-            return
+    piece, first, number = bytearray(), "", 0
+    try:
+        for number, (where, line) in enumerate(lines(path, max_bytes + 1, extent), 1):
+            if number == 1 and not (extent and extent[0]) and line.startswith(UTF16):
+                yield utf16(path)
+                return
+            first = first or where
+            piece += line
+            if len(piece) > max_bytes:
+                yield oversized(first, max_bytes)
+            elif len(piece) >= (_PIECE_BYTES_WITHOUT_BLANK_LINE if line.strip() else _PIECE_BYTES):
+                yield decode(bytes(piece), first, source)
+            else:
+                continue
+            piece.clear()
+            first = ""
+    except OSError as error:
+        if not about_bytes(error):
+            raise
+        yield broken_compression(path, f" after line {number}", error)
+        return
     if piece.strip():
-        yield decode(bytes(piece), f"{path}:{first}", source)
+        yield decode(bytes(piece), first, source)
