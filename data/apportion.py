@@ -1,16 +1,16 @@
 """How many rows of each cell each global batch has, so that the mix is met in every batch and over all batches.
 
-A cell lies in one line of each of two kinds, its language and its domain. A batch is a table of whole numbers, and for cells
-and lines alike there are two bounds:
+A cell lies in one line of each of two kinds, its language and its domain. For cells and lines alike there are two bounds:
 
-- *In every batch* each has floor(x) or ceil(x) rows, where x is its share of a batch. That always holds: it is a controlled
-  rounding of a two-way table (Cox 1987), found as a flow.
+- *In every batch* each has floor(x) or ceil(x) rows, where x is its share of a batch. That can always be: it is a controlled
+  rounding of a two-way table (Cox 1987).
 - *The first n batches together* have floor(n x) or ceil(n x), for every n. Fair scheduling of periodic tasks (Baruah, Cohen,
   Plaxton, Varvel, "Proportionate progress", Algorithmica 1996) gives that for cells alone. For both kinds of lines at once it
   is the scheduling of a crossbar switch, where it is not known whether a schedule always exists (Giles and Hajek, "Scheduling
-  multirate periodic traffic in a packet switch", 1997). So it is searched for: batch after batch, the most urgent first, and
-  from a dead end some batches back with ties broken otherwise, and given up soon. Where it was, the sum of the first n batches
-  of some cell or line is off by a row or somewhat more, and the log says by how much.
+  multirate periodic traffic in a packet switch", 1997). So it is searched for: ``data/beam.py``.
+
+Where none is found, which is a matter of tables too large for the search, batches are made one by one, the most urgent first.
+They keep the first bound; the second is off by some rows, and the log says by how many.
 
 Legend: C cells, K batches in the period after which the pattern repeats, Q = cells and lines.
 """
@@ -19,24 +19,18 @@ import logging
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from math import ceil, floor, lcm
+from math import ceil
 
 import numpy as np
-import numpy.typing as npt
-import xxhash
 
+from data.beam import search
 from data.flow import SINK, SOURCE, Arc, cheapest_flow
+from data.table import Ints, Table
 
 log = logging.getLogger(__name__)
 
-# Batches that the search may make again, about a tenth of a second: each start of a worker waits for it.
-_REMADE = 300
-_TIE = 17
 
-
-def batch_counts(
-    shares: Sequence[Fraction], global_batch_size: int, lines: Sequence[tuple[str, str]] | None = None
-) -> npt.NDArray[np.int64]:
+def batch_counts(shares: Sequence[Fraction], global_batch_size: int, lines: Sequence[tuple[str, str]] | None = None) -> Ints:
     """Rows of each cell in each batch of one period, ``[K, C]``.
 
     Args:
@@ -48,92 +42,66 @@ def batch_counts(
 
 
 @lru_cache(maxsize=16)
-def _batch_counts(shares: tuple[Fraction, ...], size: int, lines: tuple[tuple[str, str], ...]) -> npt.NDArray[np.int64]:
-    table = _Table(shares, size, lines)
-    counts_KC = np.array(table.schedule(), dtype=np.int64)
+def _batch_counts(shares: tuple[Fraction, ...], size: int, lines: tuple[tuple[str, str], ...]) -> Ints:
+    table = Table(shares, size, lines)
+    extra_KC = search(table)
+    if extra_KC is None:
+        extra_KC = most_urgent_first(table)
+        if (furthest := table.furthest(extra_KC)) >= 1:
+            log.warning(
+                "every batch of %d rows has the mix, rounded, but the first n batches together are up to %.2f rows off it",
+                *(size, float(furthest)),
+            )
+    counts_KC: Ints = np.array(table.base_C) + extra_KC
     counts_KC.setflags(write=False)
-    if table.furthest >= 1:
-        log.warning(
-            "every batch of %d rows has the mix, rounded, but the first n batches together are up to %.2f rows off it",
-            *(size, float(table.furthest)),
-        )
     return counts_KC
 
 
-class _Table:
-    """Everything is counted in units of 1 / K row, so in whole numbers."""
+def most_urgent_first(table: Table) -> Ints:
+    """Extra rows of each cell in each batch of a period, ``[K, C]``.
 
-    def __init__(self, shares: Sequence[Fraction], size: int, lines: Sequence[tuple[str, str]]) -> None:
-        exact_C = [share * size for share in shares]
-        self.period = lcm(*(x.denominator for x in exact_C))
-        rows, columns = (list(dict.fromkeys(line[kind] for line in lines)) for kind in (0, 1))
-        members_Q = [
-            *([c] for c in range(len(lines))),
-            *([c for c, line in enumerate(lines) if line[0] == row] for row in rows),
-            *([c for c, line in enumerate(lines) if line[1] == column] for column in columns),
-        ]
-        first_column = 2 + len(rows)
-        self.ends_Q = [
-            *((2 + rows.index(row), first_column + columns.index(column)) for row, column in lines),
-            *((SOURCE, 2 + r) for r in range(len(rows))),
-            *((first_column + c, SINK) for c in range(len(columns))),
-        ]
-        self.base_C = [floor(x) for x in exact_C]
-        exact_Q = [sum(exact_C[c] for c in members) for members in members_Q]
-        self.fraction_Q = [int((x - floor(x)) * self.period) for x in exact_Q]
-        # What a line has in every batch beyond the whole rows of its cells.
-        self.always_Q = [floor(x) - sum(self.base_C[c] for c in members) for x, members in zip(exact_Q, members_Q, strict=True)]
-        self.extra = size - sum(self.base_C)
-        self.furthest = Fraction()
-        """Rows that the first n batches of the schedule are off the share of any cell or line at most."""
-
-    def schedule(self) -> list[list[int]]:
-        cells = len(self.base_C)
-        ahead_KQ = [[0] * len(self.ends_Q)]
-        batches: list[list[int]] = []
-        salts = [0] * self.period
-        left = _REMADE
-        furthest = back = tries = 0
-        while len(batches) < self.period:
-            k = len(batches)
-            extra_Q, after_Q = self._batch(ahead_KQ[k], k, salts[k])
-            if left and max(map(abs, after_Q)) >= self.period:
-                furthest, back = max(furthest, k), 1 if k > furthest else 2 * back or 1
-                tries += 1
-                start = max(0, k - back, k + 1 - left)
-                left -= k + 1 - start
-                salts[start : k + 1] = [tries] * (k + 1 - start)
-                del batches[start:], ahead_KQ[start + 1 :]
-                continue
-            ahead_KQ.append(after_Q)
-            batches.append([base + extra for base, extra in zip(self.base_C, extra_Q[:cells], strict=True)])
-        assert not any(ahead_KQ[-1]), "the pattern does not close"
-        self.furthest = Fraction(max(abs(ahead) for ahead_Q in ahead_KQ for ahead in ahead_Q), self.period)
-        return batches
-
-    def _batch(self, ahead_Q: list[int], k: int, salt: int) -> tuple[list[int], list[int]]:
-        """Extra rows of batch ``k``, and how far each cell and line is ahead of its share after it."""
-        arcs = [
-            Arc(*ends, self._steps(ahead_Q[q], self.fraction_Q[q], self.always_Q[q], _noise(salt, k, q)))
-            for q, ends in enumerate(self.ends_Q)
-        ]
-        extra_Q = cheapest_flow(arcs, self.extra)
-        given = zip(ahead_Q, extra_Q, self.always_Q, self.fraction_Q, strict=True)
-        return extra_Q, [ahead + (extra - always) * self.period - fraction for ahead, extra, always, fraction in given]
-
-    def _steps(self, ahead: int, fraction: int, always: int, noise: int) -> list[tuple[int, int]]:
-        """Costs of the rows that a batch must have, and of the one that it may have: the sooner it is due, the cheaper."""
-        violated = 100 * self.period * len(self.ends_Q)
-        steps = [(-violated * 100 * len(self.ends_Q), always)]
-        if fraction:
-            due = ceil(Fraction(self.period + ahead, fraction))
-            cost = 4 * min(due, 2 * self.period) + noise
-            without = ahead - fraction
-            # Without it too far behind, or with it too far ahead.
-            cost += -violated if without <= -self.period else violated if without >= 0 else 0
-            steps.append((cost, 1))
-        return steps
+    The pattern closes. With m batches to come, what is left of a cell's or line's extra rows in the period is spread over them,
+    between 0 and 1 for each, is a table with the margins of a batch, so it can be rounded (Cox 1987): a whole batch that gives
+    none to what has none left, and one to what has m left. Then the same holds with m - 1 to come, and in the end none are left
+    (the balanced colouring of bipartite multigraphs; de Werra 1971).
+    """
+    cells = len(table.base_C)
+    ends_Q = _ends(table)
+    left_Q = list(table.fraction_Q)
+    batches: list[list[int]] = []
+    for k in range(table.period):
+        given = zip(ends_Q, left_Q, table.fraction_Q, table.always_Q, strict=True)
+        arcs = [Arc(*ends, _steps(table, k, left, fraction, always)) for ends, left, fraction, always in given]
+        extra_Q = cheapest_flow(arcs, table.extra)
+        left_Q = [left - (extra - always) for left, extra, always in zip(left_Q, extra_Q, table.always_Q, strict=True)]
+        batches.append(extra_Q[:cells])
+    return np.array(batches, dtype=np.int64)
 
 
-def _noise(*salt: int) -> int:
-    return xxhash.xxh3_64_intdigest(repr(salt).encode()) % (2 * _TIE) - _TIE if salt[0] else 0
+def _ends(table: Table) -> list[tuple[int, int]]:
+    """Of the arcs: rows of the table to columns, source to rows, columns to sink."""
+    row_nodes = range(2, 2 + len(table.rows))
+    column_nodes = range(row_nodes.stop, row_nodes.stop + len(table.columns))
+    tails = {c: node for node, members in zip(row_nodes, table.rows, strict=True) for c in members}
+    heads = {c: node for node, members in zip(column_nodes, table.columns, strict=True) for c in members}
+    return [
+        *((tails[c], heads[c]) for c in range(len(table.base_C))),
+        *((SOURCE, node) for node in row_nodes),
+        *((node, SINK) for node in column_nodes),
+    ]
+
+
+def _steps(table: Table, k: int, left: int, fraction: int, always: int) -> list[tuple[int, int]]:
+    """Costs of the rows that batch ``k`` must have, and of the one that it may have: the sooner it is due, the cheaper."""
+    violated = 100 * table.period * len(table.members_Q)
+    to_come = table.period - k
+    steps = [(-violated * 100 * len(table.members_Q), always + (left == to_come))]
+    if 0 < left < to_come:
+        # How far it is ahead of its share, in units, before this batch.
+        ahead = (fraction - left) * table.period - k * fraction
+        cost = 4 * min(ceil(Fraction(table.period + ahead, fraction)), 2 * table.period)
+        without = ahead - fraction
+        # Without it too far behind, or with it too far ahead.
+        cost += -violated if without <= -table.period else violated if without >= 0 else 0
+        steps.append((cost, 1))
+    return steps

@@ -3,7 +3,7 @@
 Two choices, both without state:
 
 - *How many rows of each cell.* Every batch has a whole number of rows of each cell, of each language and of each domain within
-  one of its share, and nearly always so have the first n batches together: see ``data/apportion.py``. The pattern repeats.
+  one of its share, and so have the first n batches together: see ``data/apportion.py``. The pattern repeats.
 - *Which rows.* The u-th row that a cell ever gives is ``permutation(u mod rows)`` in epoch ``u // rows``: a keyed Feistel
   network (Luby and Rackoff 1988) walked until it falls inside the cell (cycle walking, Black and Rogaway 2002).
 
@@ -52,7 +52,7 @@ class SampleOrder:
         self._state: dict[str, int | str] = {
             "seed": seed,
             "global_batch_size": global_batch_size,
-            "mixture": xxhash.xxh3_64_hexdigest(mixture.encode()),
+            "mixture": xxhash.xxh3_64_hexdigest(mixture.encode() + self._counts_KC.tobytes()),
             "manifest": manifest.hash,
         }
 
