@@ -10,7 +10,19 @@ from data.corpus import Corpus
 from data.funnel import read_of
 from data.manifest import SPLITS, Manifest
 from data.packing import PackResult, limits_of
-from data.report import Amount, CellFlow, Example, Histogram, LanguageTokens, LicenceFlow, Report, RowFill, Step, TextFigures
+from data.report import (
+    Amount,
+    CellFlow,
+    Example,
+    Histogram,
+    LanguageTokens,
+    LicenceFlow,
+    Report,
+    RowFill,
+    Spread,
+    Step,
+    TextFigures,
+)
 from data.stages.base import StageCount
 from data.tasks import CleanResult, CleanTask
 
@@ -90,6 +102,10 @@ def _step(count: StageCount) -> Step:
             for reason, examples in sorted(count.examples.items())
         },
         grades={language: tuple(levels) for language, levels in sorted(count.grades.items())},
+        scores={
+            name: Spread(edges=score.edges, counts={key: tuple(counts) for key, counts in sorted(score.counts.items())})
+            for name, score in count.scores.items()
+        },
     )
 
 

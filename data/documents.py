@@ -15,6 +15,8 @@ class Document:
     """Where it was found; empty where that is not known."""
     grade: int | None = None
     """Its quality, 0 to 4, where a stage has judged it."""
+    scores: dict[str, float] | None = None
+    """What stages have measured of it, by name (``toxicity_hate``), where one has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from data.shards import write_shard
 from data.spec import MARKS, DataSpec, DocumentTokens
 from data.stages.base import EXAMPLES, Example, StageCount
 from data.stages.excerpt import excerpt
-from data.tasks import PART, read_rows
+from data.tasks import PART, read_rows, with_scores
 from data.tokenizer import BYTE, UNKNOWN, Tokenizer
 
 LIMITS = "document_tokens"
@@ -41,6 +41,7 @@ _KEPT = pa.schema(
         ("tokens", pa.int32()),
     ]
 )
+"""Behind these there is a column a score."""
 
 Tokens = npt.NDArray[np.uint32]
 
@@ -70,6 +71,8 @@ class PackTask:
     one_document: bool
     limits: DocumentTokens
     keep_documents: bool
+    scores: tuple[str, ...] = ()
+    """Columns of the parts beside ``PART``'s."""
 
     @property
     def size(self) -> int:
@@ -141,7 +144,7 @@ def pack_documents(task: PackTask) -> PackResult:
 
 
 def _documents(task: PackTask, tokenizer: Tokenizer) -> Iterator[_Document]:
-    origin_too = _ORIGIN if task.keep_documents or task.limits.limited else []
+    origin_too = [*_ORIGIN, *task.scores] if task.keep_documents or task.limits.limited else []
     rows = (row for part, rows in task.documents for row in read_rows(part, rows, "text", *origin_too))
     while batch := list(islice(rows, _ENCODED_TOGETHER)):
         for (text, *origin), ids in zip(batch, tokenizer.encode_batch([row[0] for row in batch]), strict=True):
@@ -209,11 +212,12 @@ class _Keeper:
         self.task = task
         self.file = f"documents/{task.split}-{task.segments[-1]:02}-{task.name}.parquet"
         self.path = task.directory / self.file
+        self._schema = with_scores(_KEPT, task.scores)
         self._stack = ExitStack()
 
     def __enter__(self) -> "_Keeper":
         stream = self._stack.enter_context(atomic(self.path))
-        self._writer = self._stack.enter_context(pq.ParquetWriter(stream, _KEPT, compression="zstd"))
+        self._writer = self._stack.enter_context(pq.ParquetWriter(stream, self._schema, compression="zstd"))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -221,14 +225,16 @@ class _Keeper:
 
     def write(self, documents: list[_Document]) -> None:
         (language, domain), split = self.task.cell_name, self.task.split
+        origin = list(zip(*(document.origin for document in documents), strict=True))
         columns = [
             [document.text for document in documents],
-            *([document.origin[i] for document in documents] for i in range(len(_ORIGIN))),
+            *origin[: len(_ORIGIN)],
             *([value] * len(documents) for value in (domain, f"{language}/{domain}", split)),
             [document.tokens for document in documents],
+            *origin[len(_ORIGIN) :],
         ]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, _KEPT, strict=True)]
-        self._writer.write_table(pa.Table.from_arrays(arrays, schema=_KEPT))
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
 
 
 def limits_of(packed: Iterable[PackResult]) -> tuple[StageCount, ...]:

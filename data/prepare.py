@@ -54,7 +54,7 @@ from data.sources.listing import versions as input_versions
 from data.spec import DataSpec, TokenizerSpec
 from data.split import make_corpus
 from data.stages.libraries import LibraryMissing
-from data.stages.registry import make_stage
+from data.stages.registry import make_stage, score_names
 from data.tasks import CleanResult, CleanTask, clean_files
 from data.tokenizer import Tokenizer
 from data.tokenizer_training import make_tokenizer
@@ -274,6 +274,7 @@ def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask
                 one_document=data.packing == "one_document",
                 limits=data.document_tokens,
                 keep_documents=data.documents,
+                scores=score_names(data.stages),
             )
             index += 1
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from data.classifier.figures import ClassifierFigures
 from data.manifest import REPORT_NAME, Count, Manifest, Record, Split, read_companion
 
-FORMAT = 3
+FORMAT = 4
 MOST_EPOCHS = 4.0
 """Up to so many passes repeated text is about as good as new (Muennighoff et al. 2023, "Scaling Data-Constrained Language
 Models")."""
@@ -36,6 +36,14 @@ class Example(Record):
     text: str
 
 
+class Spread(Record):
+    """How many documents have which score."""
+
+    edges: tuple[float, ...]
+    counts: dict[str, tuple[int, ...]]
+    """By language: up to the first edge, above it up to the second and so on, above the last."""
+
+
 class Step(Record):
     """One step of the funnel: what came, and what did not go on, by reason."""
 
@@ -48,6 +56,8 @@ class Step(Record):
     """The first ones of each reason, in reading order."""
     grades: dict[str, tuple[int, ...]] = Field(default={})
     """Of a stage that grades: documents of each level from 0 up, dropped ones too, by language."""
+    scores: dict[str, Spread] = Field(default={})
+    """Of a stage that scores, by the name of the score; dropped documents too."""
 
     @property
     def dropped(self) -> int:

@@ -115,7 +115,7 @@ class DataSpec(Spec):
     """Shorter lengths of rows beside ``sequence_length``, rising, for ``packing: one_document``: a document, or the rest of a
     long one, goes to the shortest row that holds it. A micro-batch has rows of one length, twice as many if half as long."""
     documents: bool = False
-    """Keep the documents as Parquet beside the rows: text, id, address, language, domain, cell, split, tokens."""
+    """Keep documents as Parquet beside the rows: text, id, address, language, grade, domain, cell, split, tokens, scores."""
     document_alignment: int = Field(default=1, ge=1)
     """Documents begin at multiples of this many tokens in their row, for attention that works in blocks (``hierarchical``);
     the gaps are padding. Divides every sequence length."""

@@ -28,7 +28,7 @@ from data.selection import Ints, text_hash
 from data.sources import InputFile, read_file, require_unchanged
 from data.spec import SourceSpec
 from data.stages.base import Drop, OnDrop, Stage, StageCount, clean
-from data.stages.registry import StageSpec, make_stage
+from data.stages.registry import StageSpec, make_stage, score_names
 
 PART = pa.schema(
     [
@@ -37,6 +37,7 @@ PART = pa.schema(
         ("grade", pa.int8()),
     ]
 )
+"""Behind these there is a column a score, where a stage scores."""
 # What is in memory at once of a part that is written: documents, and bytes of text (or one document that has more).
 _BATCH_DOCUMENTS = 4096
 _BATCH_BYTES = 4 * 2**20
@@ -138,7 +139,7 @@ def clean_files(task: CleanTask) -> CleanResult:
     try:
         with aside as on_drop:
             cleaned = clean(documents(on_drop), _stages(task.stages), counts, on_drop)
-            languages = _write_part(task.part, cleaned, task.near)
+            languages = _write_part(task.part, cleaned, task.near, score_names(task.stages))
     except _Stop as stop:
         return CleanResult(task.index, failure=stop.failure)
     result = CleanResult(task.index, sources, counts, languages, tuple(read))
@@ -173,18 +174,24 @@ def _pointer(task: CleanTask, name: str) -> str:
     return f"{task.pointer}/{name}"
 
 
-def _write_part(path: Path, documents: Iterator[Document], near: NearSpec | None) -> dict[str, Amount]:
+def with_scores(schema: pa.Schema, scores: Iterable[str]) -> pa.Schema:
+    return pa.schema([*schema, *((name, pa.float32()) for name in scores)])
+
+
+def _write_part(path: Path, documents: Iterator[Document], near: NearSpec | None, scores: Sequence[str]) -> dict[str, Amount]:
     """What was written, by language."""
+    schema = with_scores(PART, scores)
     number: Counter[str] = Counter()
     size: Counter[str] = Counter()
     with ExitStack() as stack:
         signatures = stack.enter_context(atomic(signature_path(path))) if near is not None else None
-        writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(atomic(path)), PART))
+        writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(atomic(path)), schema))
         for batch, sizes in _batches(documents):
             texts = [document.text for document in batch]
             hashes = [text_hash(text) for text in texts]
             origins = [[getattr(document, name) for document in batch] for name in ("id", "url", "language", "grade")]
-            writer.write_batch(pa.record_batch([texts, hashes, sizes, *origins], schema=PART))
+            measured = [[(document.scores or {}).get(name) for document in batch] for name in scores]
+            writer.write_batch(pa.record_batch([texts, hashes, sizes, *origins, *measured], schema=schema))
             if near is not None and signatures is not None:
                 signatures.write(_sign(batch, near))
             for document, bytes_ in zip(batch, sizes, strict=True):

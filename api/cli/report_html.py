@@ -18,6 +18,7 @@ from api.cli.report_page import (
     overlap_rows,
     repeated,
     rows,
+    scores,
     tokenizer_title,
 )
 from api.cli.text import count, size
@@ -55,6 +56,7 @@ def document(report: Report, tokens: int | None, epochs: Mapping[str, float] | N
             if any(step.grades for step in report.steps)
             else []
         ),
+        *(f"<h2>{escape(title)}</h2>\n{_table(columns, written)}" for title, columns, written in scores(report)),
         *(["<h2>Classifiers</h2>", _table(CLASSIFIER_COLUMNS, classifiers(report))] if report.classifiers else []),
         "<h2>Shares of the text</h2>",
         _shares(report),

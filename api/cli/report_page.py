@@ -30,6 +30,8 @@ def page(report: Report, tokens: int | None, epochs: Mapping[str, float] | None)
         parts += _section("Why documents were dropped", _reasons(report.steps))
     if any(step.grades for step in report.steps):
         parts += _section("Grades, from 0 (poor) to 4 (good)", _written(GRADE_COLUMNS, grades(report)))
+    for title, columns, written in scores(report):
+        parts += _section(title, _written(columns, written))
     if report.classifiers:
         parts += _section("Classifiers", _written(CLASSIFIER_COLUMNS, classifiers(report)))
     parts += _section("Shares of the text", _shares(report))
@@ -114,6 +116,25 @@ def grades(report: Report) -> Iterator[tuple[str, ...]]:
         for language, levels in step.grades.items():
             total = sum(levels)
             yield language, count(total), *(f"{100 * level / total:.1f}%" for level in levels)
+
+
+def scores(report: Report) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """Tables with their titles and columns, one for the scores of a step that are counted in the same bins."""
+    for step in report.steps:
+        for edges in dict.fromkeys(spread.edges for spread in step.scores.values()):
+            written = [
+                (name, language, count(sum(counts)), *map(count, counts))
+                for name, spread in step.scores.items()
+                if spread.edges == edges
+                for language, counts in spread.counts.items()
+            ]
+            labels = (
+                "0" if edges[0] == 0 else f"to {edges[0]:g}",
+                *(f"to {edge:g}" for edge in edges[1:]),
+                f"over {edges[-1]:g}",
+            )
+            columns = ("score", "language", "documents>", *(f"{label}>" for label in labels))
+            yield f"Documents by their scores of the stage {step.name}", columns, written
 
 
 def classifiers(report: Report) -> Iterator[tuple[str, ...]]:

@@ -5,7 +5,8 @@ by everybody who reads job specs) and its class (whatever that needs is imported
 ``data/stages/registry.py``.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,7 +34,8 @@ OnDrop = Callable[[str, Drop, Document], None]
 
 
 class Stage(Protocol):
-    """One that gives documents their grade has an attribute ``grades`` that is true."""
+    """One that gives documents their grade has an attribute ``grades`` that is true. One that gives them scores has ``scores``:
+    the edges of the bins in which each is counted, by its name; and its spec has their names."""
 
     def __call__(self, document: Document) -> Document | Drop: ...
 
@@ -46,6 +48,27 @@ class Example:
     detail: str
     text: str
     """An ``excerpt``; empty where that is confidential."""
+
+
+@dataclass(slots=True)
+class ScoreCount:
+    """How many documents have which score."""
+
+    edges: tuple[float, ...]
+    counts: dict[str, list[int]] = field(default_factory=dict)
+    """By language: up to the first edge, above it up to the second and so on, above the last."""
+
+    def add(self, other: "ScoreCount") -> None:
+        for language, counts in other.counts.items():
+            self.counts[language] = [a + b for a, b in zip(self._of(language), counts, strict=True)]
+
+    def take(self, language: str, score: float) -> None:
+        counts = self._of(language)
+        counts[bisect_left(self.edges, score)] += 1
+        self.counts[language] = counts
+
+    def _of(self, language: str) -> list[int]:
+        return self.counts.get(language) or [0] * (len(self.edges) + 1)
 
 
 @dataclass(slots=True)
@@ -62,6 +85,8 @@ class StageCount:
     """By reason, the first ones."""
     grades: dict[str, list[int]] = field(default_factory=dict)
     """Of a stage that grades: documents of each level from 0 up, dropped ones too, by language."""
+    scores: dict[str, ScoreCount] = field(default_factory=dict)
+    """Of a stage that scores, by the name of the score; dropped documents too."""
 
     def drop(self, drop: Drop, document: Document) -> None:
         self.drops[drop.reason] = self.drops.get(drop.reason, 0) + 1
@@ -75,6 +100,11 @@ class StageCount:
             levels = self.grades.setdefault(document.language, [0] * GRADES)
             levels[document.grade] += 1
 
+    def score(self, document: Document, edges: Mapping[str, tuple[float, ...]]) -> None:
+        for name, score in (document.scores or {}).items():
+            if name in edges:
+                self.scores.setdefault(name, ScoreCount(edges[name])).take(document.language, score)
+
     def add(self, other: "StageCount") -> None:
         """Take in the counts of documents further on."""
         self.documents += other.documents
@@ -87,6 +117,8 @@ class StageCount:
         for language, levels in other.grades.items():
             before = self.grades.get(language, [0] * GRADES)
             self.grades[language] = [a + b for a, b in zip(before, levels, strict=True)]
+        for name, spread in other.scores.items():
+            self.scores.setdefault(name, ScoreCount(spread.edges)).add(spread)
 
 
 def clean(
@@ -100,6 +132,8 @@ def clean(
             outcome = stage(document)
             if getattr(stage, "grades", False):
                 count.grade(document)
+            if edges := getattr(stage, "scores", None):
+                count.score(document, edges)
             if isinstance(outcome, Drop):
                 count.drop(outcome, document)
                 if on_drop is not None:

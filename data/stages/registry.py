@@ -1,6 +1,6 @@
 """The stages by name, and the lists of them that have a name. One line a stage in each table."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,6 +113,11 @@ def make_stage(spec: Spec) -> Stage:
 def make_learner(spec: Spec) -> Learner:
     """What knows the examples of a stage that may have a classifier."""
     return _LEARNERS[type(spec)]()
+
+
+def score_names(specs: Iterable[Spec]) -> tuple[str, ...]:
+    """Of the scores that these stages give to documents, each once."""
+    return tuple(dict.fromkeys(name for spec in specs for name in getattr(spec, "scores", ())))
 
 
 def given_stages(value: Any) -> Any:

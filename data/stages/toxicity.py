@@ -32,6 +32,13 @@ DIMENSIONS = ("violence", "sexual", "hate", "self_harm", "illegal")
 LANGUAGES = ("en", "zh")
 LEXICONS = Path(__file__).parents[1] / "lexicons"
 
+LEXICON_SCORES = {dimension: f"toxicity_{dimension}" for dimension in DIMENSIONS}
+MODEL_SCORES = {dimension: f"toxicity_model_{dimension}" for dimension in DIMENSIONS}
+"""What a document's scores are called."""
+# Of the bins in which the report counts scores: by lexicon, as the limits are; probabilities.
+_LEXICON_EDGES = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)
+_MODEL_EDGES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9)
+
 _PIECE_CHARACTERS = 2000
 
 Limit = Annotated[float | None, Field(gt=0)]
@@ -74,8 +81,8 @@ class ToxicityTraining(TrainingSpec):
 
 
 class ToxicitySpec(Trainable):
-    """Drops documents whose weighted hits of a lexicon are dense, or that a model finds likely to be of a kind: violence,
-    sexual, hate, self-harm, illegal."""
+    """Scores documents by the weighted hits of a lexicon and, where there is one, by a model, in five dimensions: violence,
+    sexual, hate, self-harm, illegal; drops those with a score above its limit. The scores stay with the document."""
 
     stage: Literal["toxicity"] = "toxicity"
     limits: Limits = Limits()
@@ -95,8 +102,15 @@ class ToxicitySpec(Trainable):
     def examples(self) -> ToxicityTraining | None:
         return self.training
 
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of what a document is given: a score a dimension by lexicon and, where there is a model, its probability."""
+        return (*LEXICON_SCORES.values(), *(MODEL_SCORES.values() if self.training or self.trained else ()))
+
 
 class Toxicity:
+    scores = dict.fromkeys(LEXICON_SCORES.values(), _LEXICON_EDGES) | dict.fromkeys(MODEL_SCORES.values(), _MODEL_EDGES)
+
     def __init__(self, spec: ToxicitySpec) -> None:
         ahocorasick = library("ahocorasick_rs", spec.stage)
         self._spec = spec
@@ -113,16 +127,17 @@ class Toxicity:
         self._automaton = ahocorasick.AhoCorasick(list(terms), implementation=ahocorasick.Implementation.DFA)
 
     def __call__(self, document: Document) -> Document | Drop:
-        over, shown = self._by_lexicon(document)
-        likely, probabilities = self._by_model(document)
+        document.scores = {**(document.scores or {}), **dict.fromkeys(LEXICON_SCORES.values(), 0.0)}
+        over, shown = self._by_lexicon(document, document.scores)
+        likely, probabilities = self._by_model(document, document.scores)
         over |= {dimension: max(excess, over.get(dimension, 0.0)) for dimension, excess in likely.items()}
         if not over:
             return document
         worst = max(over, key=over.__getitem__)
         return Drop(f"toxic_{worst}", ", ".join((*shown, *probabilities)))
 
-    def _by_lexicon(self, document: Document) -> tuple[dict[str, float], list[str]]:
-        """By how much which limits are exceeded, and all scores as they are shown."""
+    def _by_lexicon(self, document: Document, given: dict[str, float]) -> tuple[dict[str, float], list[str]]:
+        """By how much which limits are exceeded, and all scores as they are shown; they are ``given`` too."""
         text = _evened(document.text)
         sums = self._sums(text)
         if sums is None:
@@ -133,6 +148,7 @@ class Toxicity:
         else:
             limits, size = self._spec.limits, max(text.count(" ") + 1, self._spec.min_words)
         scores = {dimension: 1000 * total / size for dimension, total in zip(DIMENSIONS, sums, strict=True) if total}
+        given |= {LEXICON_SCORES[dimension]: score for dimension, score in scores.items()}
         over = {
             dimension: score / limit
             for dimension, score in scores.items()
@@ -140,12 +156,14 @@ class Toxicity:
         }
         return over, [f"{dimension} {score:.1f}" for dimension, score in scores.items()]
 
-    def _by_model(self, document: Document) -> tuple[dict[str, float], list[str]]:
+    def _by_model(self, document: Document, given: dict[str, float]) -> tuple[dict[str, float], list[str]]:
+        """The same of the model, where the language has one."""
         model = self._classifier.model(document.language) if self._classifier is not None else None
         if model is None:
             return {}, []
         pieces = [_features(piece, document.language) for piece in _pieces(document.text)]
         likeliest = dict(zip(model.heads, model.probabilities(pieces).max(axis=0).tolist(), strict=True))
+        given |= {MODEL_SCORES[dimension]: probability for dimension, probability in likeliest.items()}
         limits = self._spec.model_limits
         over = {
             dimension: probability / max(limit, 1e-9)

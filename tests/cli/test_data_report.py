@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from api.cli import connect
 from api.cli.main import app
 from api.cli.report_html import document
-from api.cli.report_page import OVERLAP_TITLE, bins, classifiers, grades, page, repeated, shorten, tokenizer_title
+from api.cli.report_page import OVERLAP_TITLE, bins, classifiers, grades, page, repeated, scores, shorten, tokenizer_title
 from data.classifier.figures import ClassifierFigures, HeadFigures, LanguageFigures
 from data.executors import SerialExecutor
 from data.prepare import prepare
@@ -96,9 +96,17 @@ def test_grades_and_classifiers_have_their_tables(tmp_path: Path) -> None:
     ]
     [(language, number, *shares)] = grades(Report.read(made.path))
     assert (language, number, len(shares)) == ("en", "30", 5)
-    assert "Grades, from 0 (poor) to 4 (good)" in manta(str(made.path)).stdout
+    [(title, columns, rows)] = scores(Report.read(made.path))
+    assert columns == ("score", "language", "documents>", "0>", "to 1>", "to 2>", "to 4>", "to 8>", "to 15>", "over 15>")
+    assert len(rows) == 5
+    assert rows[0] == ("toxicity_violence", "en", "30", "30", *["0"] * 6)
+    page = manta(str(made.path)).stdout
+    assert "Grades, from 0 (poor) to 4 (good)" in page
+    assert title in page
     assert manta(str(made.path), "--html", str(tmp_path / "report.html")).exit_code == 0
-    assert "off: nothing to learn from was given" in Reader((tmp_path / "report.html").read_text()).text
+    read = Reader((tmp_path / "report.html").read_text()).text
+    assert "off: nothing to learn from was given" in read
+    assert title in read
 
 
 def test_what_a_classifier_cannot_answer_is_told_with_its_reason() -> None:

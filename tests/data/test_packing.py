@@ -154,4 +154,7 @@ def test_the_documents_are_kept_with_where_they_came_from(tmp_path: Path, prepar
         assert row["tokens"] == len(tokenizer.encode(row["text"]))
     for split in SPLITS:
         assert sum(row["split"] == split for row in rows) == prepared.manifest.documents(split)
+    assert {name for table in tables for name in table.column_names} == {
+        *("text", "id", "url", "language", "grade", "domain", "cell", "split", "tokens")
+    }
     assert preparation(data_spec(path)).manifest.documents_files == ()

@@ -6,15 +6,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from data import stdlib
 from data.documents import Document
+from data.report import Report
+from data.spec import SourceSpec
 from data.spec_base import Spec
 from data.stages.base import Drop
 from data.stages.libraries import LibraryMissing
 from data.stages.registry import make_stage
 from data.stages.toxicity import DIMENSIONS, LANGUAGES, Limits, Toxicity, ToxicitySpec, lexicon
+from tests.data.conftest import Preparation, data_spec, json_lines, texts, write
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 
@@ -271,3 +275,45 @@ def test_a_library_that_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ahocorasick_rs", None)
     with pytest.raises(LibraryMissing, match="ahocorasick_rs"):
         make_stage(ToxicitySpec())
+
+
+def test_a_document_that_stays_has_a_score_a_dimension() -> None:
+    threat, cruelty = (
+        Document(f"{text} {CARRIER['en']}", "", "en", "web") for text in (ENGLISH["violence"][0], "A quiet day.")
+    )
+    stage = make_stage(ToxicitySpec(limits=Limits(violence=None)))
+    assert stage(threat) is threat
+    assert stage(cruelty) is cruelty
+    assert set(threat.scores or {}) == {f"toxicity_{dimension}" for dimension in DIMENSIONS} == set(cruelty.scores or {})
+    assert (threat.scores or {})["toxicity_violence"] > 15
+    assert set((cruelty.scores or {}).values()) == {0.0}
+
+
+def test_scores_are_columns_of_the_documents_and_spread_in_the_report(tmp_path: Path, preparation: Preparation) -> None:
+    english = [*texts(40), *(f"{text} {CARRIER['en']}" for text in ENGLISH["hate"])]
+    chinese = [f"第{number}回。{CARRIER['zh']}" for number in range(20)]
+    sources = [
+        SourceSpec(path=write(tmp_path / f"{language}.jsonl", json_lines(lines)), language=language)
+        for language, lines in (("en", english), ("zh", chinese))
+    ]
+    stages = ["normalise", {"stage": "toxicity", "limits": {"hate": 200}}]
+    made = preparation(data_spec(*sources, stages=stages, documents=True, held_out_fraction=0.1), vocab_size=600)
+    rows = [row for file in made.manifest.documents_files for row in pq.read_table(made.path / file.file).to_pylist()]
+    assert len(rows) == 65
+    names = [f"toxicity_{dimension}" for dimension in DIMENSIONS]
+    stage = make_stage(ToxicitySpec())
+    for row in rows:
+        again = Document(row["text"], "", row["language"], "web")
+        stage(again)
+        assert [row[name] for name in names] == pytest.approx([(again.scores or {})[name] for name in names], rel=1e-6)
+    report = Report.read(made.path)
+    spreads = report.steps[2].scores
+    assert list(spreads) == names
+    for name, spread in spreads.items():
+        assert {language: sum(counts) for language, counts in spread.counts.items()} == {"en": 45, "zh": 20}
+        for language, counts in spread.counts.items():
+            mine = [row[name] for row in rows if row["language"] == language]
+            above = [sum(score > edge for score in mine) for edge in spread.edges]
+            assert [sum(counts[number:]) for number in range(1, len(counts))] == above
+    assert sum(spreads["toxicity_hate"].counts["en"][1:]) >= 4
+    assert [step.scores for step in (*report.steps[:2], report.steps[3])] == [{}, {}, {}]

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,7 +152,11 @@ def test_a_preparation_trains_and_drops_by_the_model(tmp_path: Path, preparation
     toxic = [text for text, labels in training("en", 40, seed=1) if labels == ["illegal"]]
     source = write(tmp_path / "a.jsonl", json_lines([*[f"{text} It was a quiet harbour." for text in texts(60)], *toxic]))
     stages = spec(path).model_dump()["stages"]
-    report = Report.read(preparation(data_spec(source, stages=stages)).path)
+    made = preparation(data_spec(source, stages=stages, documents=True))
+    report = Report.read(made.path)
+    rows = [row for file in made.manifest.documents_files for row in pq.read_table(made.path / file.file).to_pylist()]
+    assert all(0 <= row[f"toxicity_model_{dimension}"] < 0.5 for row in rows for dimension in DIMENSIONS)
+    assert sum(report.steps[2].scores["toxicity_model_illegal"].counts["en"][4:]) == report.steps[2].drops["toxic_illegal"]
     assert report.steps[2].drops.get("toxic_illegal", 0) > 30
     assert report.steps[2].dropped < 45
     assert [type(language) for language in report.classifiers[0].languages] == [LanguageFigures]
