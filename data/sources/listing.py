@@ -5,9 +5,11 @@ import platform
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
@@ -22,6 +24,8 @@ from data.spec import SourceSpec
 FORMATS = (".txt", ".py", ".jsonl", ".html", ".htm", ".warc")
 SUFFIXES = (*FORMATS, *(f"{suffix}{packed}" for suffix in FORMATS for packed in COMPRESSED), ".parquet")
 _GLOB = "*?["
+# Of S3, Google's, Azure's and web servers' answers, and of file systems'.
+_VERSION_FIELDS = ("ETag", "etag", "md5Hash", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "created")
 _ENTERED_ANYWHERE = (".jsonl", ".txt", ".parquet")
 # What one task reads of a larger file.
 _EXTENT_BYTES = 64 * 2**20
@@ -35,7 +39,7 @@ class InputFile:
     size: int
     digest: str
     mtime_ns: int | None = None
-    """When a local file was written last; None where ``require_unchanged`` does not look."""
+    """When a local file was written last; None of others."""
     extent: tuple[int, int] | None = None
     """Bytes of it, begin and end: lines and row groups whose first byte is among them are read. None: all of it."""
 
@@ -111,7 +115,9 @@ def _list_remote(path: str, at: str, digests: Digests) -> list[InputFile]:
         files = []
         for name in sorted(names):
             digests.pulse()
-            size, digest = int(filesystem.size(name) or 0), str(filesystem.ukey(name))
+            size, digest = _version(filesystem, name)
+            if size is None:
+                raise SourceError(f"{path}: its storage does not say how large {name} is", pointer=at)
             files.append(InputFile(filesystem.unstrip_protocol(name), size, digest))
         return files
     except ImportError as error:  # fsspec's own words: "Install s3fs to access S3"
@@ -122,6 +128,16 @@ def _list_remote(path: str, at: str, digests: Digests) -> list[InputFile]:
         raise SourceError(f"{path} does not exist", pointer=at) from error
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error}", pointer=at) from error
+
+
+def _version(filesystem: Any, name: str) -> tuple[int | None, str]:
+    """Size, and what the storage says by which a version of an object is known from others."""
+    info = filesystem.info(name)
+    for field in _VERSION_FIELDS:
+        if info.get(field):
+            # Azure quotes its tags in one answer and not in another.
+            return info["size"], f"{field} {info[field]}".replace('"', "")
+    return info["size"], str(filesystem.ukey(name))
 
 
 def extents(file: InputFile) -> list[InputFile]:
@@ -144,16 +160,33 @@ def versions(files: Iterable[InputFile]) -> dict[str, str]:
 
 
 def require_unchanged(file: InputFile) -> None:
-    """Call it when a file has been read: what was read is what was listed. Object storage is not asked again.
+    """Call it when a file has been read: what was read is what was listed.
 
     Raises:
-        SourceError: a local file's size or time, and its content, are others than when it was listed. It has no pointer.
+        SourceError: a local file's size or time, and its content, differ from when it was listed; object storage has another
+            version; Python's library is another on this machine. It has no pointer.
         OSError: the file has gone.
     """
-    if file.mtime_ns is None:
-        return
-    path = Path(file.path)
-    state = path.stat()
-    # A file that was only touched, or copied to another machine, has its content still.
-    if (state.st_size, state.st_mtime_ns) != (file.size, file.mtime_ns) and checksum(path) != file.digest:
+    if file.path.startswith(stdlib.PREFIX):
+        if checksum(stdlib.root() / file.path.removeprefix(stdlib.PREFIX)) != file.digest:
+            raise SourceError(f"{file.path} is another on the machine that read it: use one version of Python on all")
+    elif _changed(file):
         raise SourceError(f"{file.path} changed while it was read; start again when nothing writes to it")
+
+
+def _changed(file: InputFile) -> bool:
+    if "://" in file.path:
+        filesystem, name = fsspec.core.url_to_fs(file.path)
+        filesystem.invalidate_cache(name)
+        return _version(filesystem, name) != (file.size, file.digest)
+    state = Path(file.path).stat()
+    if (state.st_size, state.st_mtime_ns) == (file.size, file.mtime_ns):
+        return False
+    # A file that was only touched, or copied to another machine, has its content still.
+    return _digest(file.path, state.st_size, state.st_mtime_ns) != file.digest
+
+
+@lru_cache(maxsize=64)
+def _digest(path: str, size: int, mtime_ns: int) -> str:
+    """Each extent of a large file asks for it."""
+    return checksum(Path(path))

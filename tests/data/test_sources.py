@@ -1,10 +1,13 @@
 """Every format gives the same documents; Python's own library is read and never run."""
 
 import gzip
+import hashlib
 import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,12 +19,13 @@ import zstandard
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from data import stdlib
+from data import stdlib, tasks
 from data.documents import Bad, Document
 from data.errors import SourceError
-from data.sources import list_files, read_file
+from data.files import checksum
+from data.sources import InputFile, list_files, listing, read_file, require_unchanged
 from data.spec import SourceSpec
-from tests.data.conftest import json_lines, texts, write
+from tests.data.conftest import Preparation, data_spec, json_lines, texts, write
 
 TEXTS = [*texts(5), "兩個黃鸝鳴翠柳，一行白鷺上青天。", "line\nbreak\tand tab"]
 
@@ -133,11 +137,26 @@ def test_members_of_a_gzip_file_are_read_on(tmp_path: Path) -> None:
 
 
 class Bucket(MemoryFileSystem):
-    """An object store: files are fetched in ranges, as ``s3fs`` and ``gcsfs`` do it."""
+    """An object store: files are fetched in ranges, known by tags, and answers remembered, as ``s3fs`` and ``gcsfs`` do it."""
 
     protocol = "bucket"
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
+    tagged: ClassVar[bool] = True
+    answers: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        key = self._strip_protocol(path)
+        if key not in self.answers:
+            found: dict[str, Any] = super().info(path, **kwargs)
+            if found["type"] == "directory":
+                return found
+            content = self.store[key].getvalue()
+            self.answers[key] = {**found, "ETag": f'"{hashlib.md5(content).hexdigest()}"'} if self.tagged else found
+        return self.answers[key]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.answers.clear()
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -162,6 +181,70 @@ def test_object_storage_is_read_through_fsspec(name: str, content: bytes) -> Non
     assert [d.text for d in documents if isinstance(d, Document)] == TEXTS * 2
     with pytest.raises(SourceError, match="does not exist"):
         read(f"bucket://{name}/none.jsonl")
+
+
+@pytest.mark.parametrize("tagged", [True, False], ids=["by its tag", "by its time"])
+@pytest.mark.parametrize("length", [0, 9], ids=["of the same size", "of another size"])
+def test_an_object_that_changes_while_it_is_read_stops_the_work(
+    tagged: bool, length: int, monkeypatch: pytest.MonkeyPatch, preparation: Preparation
+) -> None:
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    monkeypatch.setattr(Bucket, "tagged", tagged)
+    store = fsspec.filesystem("bucket")
+    store.invalidate_cache()
+    for number in range(2):
+        store.pipe(f"/changing/{number}.jsonl", json_lines(texts(20, seed=number)))
+    spec = data_spec("bucket://changing/*.jsonl", on_bad_document="drop")
+    reading, seen = tasks.read_file, []
+
+    def changed(file: InputFile, *settings: Any) -> Iterator[Document | Bad]:
+        yield from reading(file, *settings)
+        seen.append(file.path)
+        if len(seen) == 2:
+            content = store.cat_file(file.path)
+            store.pipe(file.path, content.replace(b"river", b"RIVER") + b" " * length)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks, "read_file", changed)
+        with pytest.raises(SourceError, match=r"changing/1\.jsonl changed while it was read") as raised:
+            preparation(spec)
+    assert raised.value.pointer == "/data_pipeline/sources/0/path"
+    assert preparation(spec).manifest.documents_read == 40
+
+
+def test_an_object_of_no_stated_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    fsspec.filesystem("bucket").pipe("/unknown/a.jsonl", json_lines(TEXTS))
+    monkeypatch.setattr(Bucket, "info", lambda self, path: {"name": path, "size": None, "type": "file"})
+    with pytest.raises(SourceError, match="does not say how large"):
+        read("bucket://unknown/a.jsonl")
+
+
+def test_a_machine_with_another_python_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = list_files(SourceSpec(path="stdlib:code"), "")[0]
+    require_unchanged(file)
+    write(tmp_path / file.path.removeprefix("stdlib:"), b"x = 1\n")
+    monkeypatch.setattr(stdlib, "root", lambda: tmp_path)
+    with pytest.raises(SourceError, match="use one version of Python on all"):
+        require_unchanged(file)
+
+
+def test_a_file_that_was_only_touched_is_hashed_once_for_all_its_extents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(write(tmp_path / "a.jsonl", json_lines(TEXTS)))
+    [file] = list_files(SourceSpec(path=str(path)), "")
+    os.utime(path, ns=(0, 0))
+    hashed: list[Path] = []
+
+    def recorded(path: Path) -> str:
+        hashed.append(path)
+        return checksum(path)
+
+    monkeypatch.setattr(listing, "checksum", recorded)
+    for start in range(5):
+        require_unchanged(replace(file, extent=(start, start + 1)))
+    assert hashed == [path]
 
 
 def test_storage_whose_package_is_missing_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
