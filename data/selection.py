@@ -45,19 +45,26 @@ def longest_of_each(cluster_N: Ints, bytes_N: Ints) -> Mask:
 def held_out(hash_N: U64, cell_N: Ints, fraction: float, seed: int) -> Mask:
     """True for documents that training never sees, decided by hash, so equal texts are on one side.
 
-    A cell of two or more different documents has at least one on each side; a cell of one document is for training.
+    Every cell has some for training. A cell of two or more different documents has one at least held out, unless each of them
+    is all that some cell, which shares it, has for training.
     """
     key_N = mix64(hash_N ^ key64("held out", seed))
     mask = key_N < np.uint64(fraction * 2.0**64)
-    for cell in np.unique(cell_N):
-        members = np.flatnonzero(cell_N == cell)
-        keys = key_N[members]
-        if keys.min() == keys.max():
-            mask[key_N == keys.min()] = False
-        elif not mask[members].any():
-            mask[key_N == keys.min()] = True
-        elif mask[members].all():
-            mask[key_N == keys.max()] = False
+    cells = np.unique(cell_N)
+    for cell in cells:
+        in_cell = cell_N == cell
+        if mask[in_cell].all():
+            mask[key_N == key_N[in_cell].max()] = False
+    # Only now: what a cell holds out may be what another one has to give back.
+    for cell in cells:
+        in_cell = cell_N == cell
+        if mask[in_cell].any():
+            continue
+        training = [key_N[(cell_N == each) & ~mask] for each in cells]
+        last = [keys[0] for keys in training if keys.min() == keys.max()]
+        free = np.setdiff1d(key_N[in_cell], last)
+        if len(free):
+            mask[key_N == free[0]] = True
     return mask
 
 
