@@ -25,7 +25,7 @@ _WIDTHS = (16, 64, 256)
 """States that are kept; the next number is tried where one does not do. The first does for nearly every mix."""
 _MAKING = 8
 """Batches in the making that are kept, for each state: every so many of all, since those that are alike fail alike."""
-_TOGETHER = 64
+_TOGETHER = 256
 """Subsets that rows have at most if they are taken together."""
 _WORD_BITS = 63
 _LONGEST_ROW = 10
