@@ -120,3 +120,8 @@ def _labels(choices: Sequence[Any]) -> dict[Any, Any]:
     if plain and len(set(choices)) == len(choices):  # 1, 1.0 and true are one key
         return {choice: choice for choice in choices}
     return {json.dumps(choice, sort_keys=True): choice for choice in choices}
+
+
+def key(point: Mapping[str, Any]) -> str:
+    """Two points are one when their keys are."""
+    return json.dumps(point, sort_keys=True)

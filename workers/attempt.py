@@ -38,6 +38,7 @@ class Phase(StrEnum):
     TOKENIZER = "tokenizer"
     SHARDS = "shards"
     TRAINING = "training"
+    TRIALS = "trials"
 
 
 class Desired(StrEnum):
@@ -48,7 +49,7 @@ class Desired(StrEnum):
     CANCELLED = "cancelled"
 
 
-ReportKind = Literal["phase", "metrics", "event", "worker", "heartbeat", "checkpoint", "result", "failure", "ended"]
+ReportKind = Literal["phase", "metrics", "event", "worker", "heartbeat", "checkpoint", "journal", "result", "failure", "ended"]
 
 
 class Report(BaseModel):
@@ -65,6 +66,7 @@ class Report(BaseModel):
     - ``worker``: ``{pid, node, host, state: started|ended|died}`` of the reporting rank (or of ``data.rank``).
     - ``heartbeat``: ``{step}``.
     - ``checkpoint``: ``{step, path, bytes, state: committed|deleted}``.
+    - ``journal``: ``{first, lines}``: lines ``first, first + 1, ...`` of a study's journal, one JSON object each.
     - ``result``: the final summary, see ``Summary``.
     - ``failure``: ``{code, detail, pointer, rank, node, step, log_tail}``.
     - ``ended``: ``{outcome: succeeded|failed|paused|cancelled}``: the attempt's last word, from the driver.

@@ -16,7 +16,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -52,6 +52,7 @@ class Reports(Protocol):
     def worker(self, state: str, **data: Any) -> None: ...
     def heartbeat(self, step: int) -> None: ...
     def checkpoint(self, step: int, path: str, bytes: int, state: str) -> None: ...
+    def journal(self, first: int, lines: Sequence[Mapping[str, Any]]) -> None: ...
     def result(self, summary: Summary) -> None: ...
     def failure(self, code: str, detail: str, **data: Any) -> None: ...
     def ended(self, outcome: str) -> None: ...
@@ -93,6 +94,10 @@ class _Speaker(ABC):
 
     def checkpoint(self, step: int, path: str, bytes: int, state: str) -> None:
         self._report("checkpoint", {"step": step, "path": path, "bytes": bytes, "state": state})
+
+    def journal(self, first: int, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Lines ``first, first + 1, ...`` of a study's journal."""
+        self._report("journal", {"first": first, "lines": list(lines)})
 
     def result(self, summary: Summary) -> None:
         self._report("result", summary.model_dump(mode="json"))

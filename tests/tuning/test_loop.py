@@ -1,0 +1,214 @@
+"""A study from its first trial to its last, on trials that train nothing."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from optuna.storages import JournalStorage
+
+from tests.tuning.fakes import FakeTrials, Killed, Objective, Recorder, points
+from tuning.ask import NoValidPoint
+from tuning.journal import ReportedJournal
+from tuning.loop import HOPELESS, Loop, MetricMissing, NothingFeasible, TrialsFailed
+from tuning.spec import StudySpec
+from tuning.study import Study, standing
+from tuning.trials import Ended
+
+RATE = {"type": "float", "low": 1e-4, "high": 1e-1, "log": True}
+BASE = {"training": {"steps": 30, "eval_interval": 10}}
+
+
+def spec(**fields: Any) -> StudySpec:
+    chosen = {"base": BASE, "space": {"training.learning_rate": RATE}, "sampler": "random", "budget": {"trials": 8}}
+    return StudySpec.model_validate(chosen | fields)
+
+
+def rate(job: Mapping[str, Any]) -> float:
+    return float(job["training"]["learning_rate"])
+
+
+def bowl(job: Mapping[str, Any], step: int) -> Mapping[str, float]:
+    """Best at a learning rate of 0.01, and better with every step."""
+    return {"eval_loss": abs(math.log10(rate(job)) + 2) + 1 / step, "seconds": 1.0, "memory": 1e3 * rate(job)}
+
+
+def run(
+    chosen: StudySpec, objective: Objective = bowl, recorder: Recorder | None = None, **fields: Any
+) -> tuple[Study, FakeTrials]:
+    recorder = recorder or Recorder()
+    study = Study(chosen, JournalStorage(ReportedJournal(recorder.lines, recorder)))
+    trials = FakeTrials(objective, **fields)
+    Loop(study, trials, pulse=lambda: None, clock=lambda: 0.0).run()
+    return study, trials
+
+
+def test_a_study_tries_its_base_then_its_points_then_what_the_sampler_asks() -> None:
+    known = [{"training.learning_rate": 0.01}, {"training.learning_rate": 0.02}]
+    study, _ = run(spec(points=known))
+    assert [point["training.learning_rate"] for point in points(study)][:3] == [4e-3, 0.01, 0.02]
+    assert [trial.user_attrs["sampler"] for trial in study.trials] == ["base", "points", "points", *["random"] * 5]
+    assert study.best()[0].number == 1
+
+
+def test_every_trial_ends_with_its_values_and_its_curve() -> None:
+    study, trials = run(spec())
+    assert [standing(trial) for trial in study.trials] == ["complete"] * 8
+    assert [assignment.number for assignment in trials.begun] == list(range(8))
+    first = study.trials[0]
+    assert first.intermediate_values == pytest.approx({10: 0.39794 + 0.1, 20: 0.39794 + 0.05}, abs=1e-4)
+    assert first.user_attrs["metrics"]["seconds"] == 1.0
+
+
+@pytest.mark.parametrize("sampler", ["auto", "gp", "tpe", "cmaes", "random", "evolution", "qmc", "bandit"])
+def test_every_sampler_searches(sampler: str) -> None:
+    study, _ = run(spec(sampler=sampler, budget={"trials": 12}))
+    assert len({point["training.learning_rate"] for point in points(study)}) == 12
+    assert study.best()[0].value < 0.6
+
+
+def test_a_grid_is_tried_whole_and_then_the_study_ends() -> None:
+    space = {
+        "model.num_hidden_layers": {"type": "int", "low": 2, "high": 6, "step": 2},
+        "training.optimizer": {"type": "choice", "choices": ["adamw", "muon"]},
+        "training.muon_momentum": {
+            "type": "float",
+            "low": 0.9,
+            "high": 0.95,
+            "step": 0.05,
+            "when": {"training.optimizer": "muon"},
+        },
+    }
+    study, _ = run(spec(space=space, sampler="grid", budget={"trials": 100}), lambda job, step: {"eval_loss": 1.0})
+    assert len(study.trials) == 3 * (1 + 2)
+    assert len({str(point) for point in points(study)}) == 9
+
+
+def test_trials_run_beside_each_other() -> None:
+    study, trials = run(spec(), slots=3)
+    assert standing(study.trials[-1]) == "complete"
+    assert len(trials.begun) == 8
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband"])
+def test_poor_trials_are_stopped_and_told_as_pruned_with_what_they_measured(scheduler: str) -> None:
+    chosen = spec(scheduler={"type": scheduler, "grace_steps": 10, "reduction_factor": 2}, budget={"trials": 16})
+    study, trials = run(chosen)
+    ends = Counter(standing(trial) for trial in study.trials)
+    assert ends["pruned"] >= 4
+    assert ends["complete"] >= 1
+    pruned = [trial for trial in study.trials if standing(trial) == "pruned"]
+    assert trials.stopped == [trial.number for trial in pruned]
+    assert all(trial.intermediate_values and "not among the best" in trial.user_attrs["reason"] for trial in pruned)
+    assert standing(study.best()[0]) == "complete"
+
+
+def test_a_budget_of_steps_counts_what_stopped_trials_saved() -> None:
+    asha = {"type": "asha", "grace_steps": 10, "reduction_factor": 2}
+    whole, _ = run(spec(budget={"steps": 240}))
+    saving, _ = run(spec(budget={"steps": 240}, scheduler=asha))
+    assert len(whole.trials) == 8
+    assert len(saving.trials) > 8
+    assert sum(map(saving.steps_taken, saving.trials)) < 240 + 30
+
+
+def test_a_trial_beyond_a_limit_is_infeasible_and_never_the_best() -> None:
+    chosen = spec(limits=[{"metric": "memory", "at_most": 5.0}], points=[{"training.learning_rate": 0.01}])
+    study, _ = run(chosen)
+    assert standing(study.trials[1]) == "infeasible"
+    assert study.best()[0].params["training.learning_rate"] <= 5e-3
+
+
+def test_of_two_objectives_the_front_is_the_best() -> None:
+    chosen = spec(objectives=[{}, {"metric": "memory"}], budget={"trials": 10})
+    study, _ = run(chosen)
+    rates = [trial.params["training.learning_rate"] for trial in study.trials]
+    assert {trial.number for trial in study.best()} >= {rates.index(min(rates))}
+    assert all(trial.params["training.learning_rate"] <= 0.0101 or trial.number == 0 for trial in study.best()[1:])
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_may_be_spared_is_run_again_and_then_counts() -> None:
+    failures = iter([Ended(0, "failed", code="worker_died", reason="killed", retry=True)])
+
+    def once(job: Mapping[str, Any], step: int) -> Mapping[str, float] | Ended:
+        return next(failures, None) or bowl(job, step)
+
+    study, trials = run(spec(), once)
+    assert [assignment.number for assignment in trials.begun] == [0, *range(8)]
+    assert standing(study.trials[0]) == "complete"
+
+
+def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_search_goes_on() -> None:
+    def hot(job: Mapping[str, Any], step: int) -> Mapping[str, float] | Ended:
+        if rate(job) > 0.02:
+            return Ended(0, "failed", code="training_diverged", reason="the loss is no number")
+        return bowl(job, step)
+
+    study, trials = run(spec(points=[{"training.learning_rate": 0.05}]), hot)
+    assert standing(study.trials[1]) == "failed"
+    assert study.trials[1].user_attrs["reason"] == "training_diverged: the loss is no number"
+    assert len(trials.begun) == 8
+    assert standing(study.best()[0]) == "complete"
+
+
+def test_a_result_that_is_no_number_is_a_failure() -> None:
+    study, _ = run(spec(), lambda job, step: {"eval_loss": math.nan if rate(job) == 4e-3 else 1.0})
+    assert standing(study.trials[0]) == "failed"
+    assert study.trials[0].user_attrs["reason"] == "no number: eval_loss nan"
+
+
+def test_a_study_whose_every_trial_fails_ends_soon_with_the_reason() -> None:
+    recorder = Recorder()
+    with pytest.raises(TrialsFailed, match=f"all of {HOPELESS} trials failed; .*out of memory"):
+        run(spec(), lambda job, step: Ended(0, "failed", reason="out of memory"), recorder)
+
+
+def test_a_metric_that_is_never_reported_ends_the_study_with_those_that_are() -> None:
+    with pytest.raises(MetricMissing, match=r"no trial reports 'f1'; they report eval_loss, memory, seconds") as caught:
+        run(spec(objectives=[{"metric": "f1"}]))
+    assert caught.value.pointer == "/objectives/0/metric"
+
+
+def test_a_study_without_a_feasible_trial_says_so() -> None:
+    with pytest.raises(NothingFeasible, match=r"8 trials ended, and every one is beyond a limit \(memory\)"):
+        run(spec(limits=[{"metric": "memory", "at_most": 0.0}]))
+
+
+def test_a_space_without_a_job_ends_the_study_with_the_reason() -> None:
+    with pytest.raises(NoValidPoint, match=r"training.learning_rate < 0 does not hold"):
+        run(spec(constraints=["training.learning_rate < 0"]))
+
+
+def test_points_that_are_no_job_are_never_begun() -> None:
+    study, _ = run(spec(constraints=["training.learning_rate < 0.002"], points=[{"training.learning_rate": 0.01}]))
+    assert len(study.trials) == 8
+    assert all(point["training.learning_rate"] < 0.002 for point in points(study))
+
+
+# -- killed ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "cmaes", "evolution", "qmc", "bandit"])
+def test_a_driver_killed_after_any_line_of_its_journal_decides_as_one_that_was_not(sampler: str) -> None:
+    chosen = spec(
+        sampler={"type": sampler, "startup_trials": 2, "population": 2},
+        scheduler={"type": "asha", "grace_steps": 10, "reduction_factor": 2},
+        budget={"trials": 7},
+    )
+    undisturbed = Recorder()
+    expected, _ = run(chosen, recorder=undisturbed)
+    for lines in range(1, len(undisturbed.lines), 11 if sampler == "gp" else 4):
+        recorder = Recorder()
+        recorder.kill_after = lines
+        with pytest.raises(Killed):
+            run(chosen, recorder=recorder)
+        recorder.kill_after = None
+        resumed, trials = run(chosen, recorder=recorder)
+        assert points(resumed) == points(expected)
+        assert [standing(trial) for trial in resumed.trials] == [standing(trial) for trial in expected.trials]
+        assert [trial.values for trial in resumed.trials] == [trial.values for trial in expected.trials]
+        assert len({assignment.number for assignment in trials.begun}) == len(trials.begun)

@@ -1,0 +1,8 @@
+"""What Optuna has and does not document. A test fails loudly when an upgrade changes it."""
+
+from optuna.storages import BaseStorage
+
+
+def set_constraint(storage: BaseStorage, trial_id: int, name: str, excess: float) -> None:
+    """As ``Trial.set_constraint`` does, whose ``Trial`` only Optuna's own loop makes: zero or less is feasible."""
+    storage.set_trial_system_attr(trial_id, f"constraints:{name}", excess)

@@ -1,0 +1,176 @@
+"""The study's loop: ask for a point, begin a trial, hear what it measures, let it go on or stop it, tell what it came to.
+
+All it knows lies in the study's journal, so it may be killed anywhere and goes on from there. With one trial at a time every
+decision is a function of the journal alone.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from data.errors import MantaError
+from tuning.ask import next_point
+from tuning.samplers import Exhausted
+from tuning.scheduler import should_stop
+from tuning.spec import NoScheduler
+from tuning.study import RETRIES, Study
+from tuning.trials import Assignment, Ended, Measured, Trials
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+NOTE_SECONDS = 30.0
+HOPELESS = 5
+"""So many trials that failed, and none that did not, end a study."""
+
+
+class MetricMissing(MantaError):
+    """A trial ended well and did not report what the study asks for: no other will."""
+
+    code: ClassVar[str] = "metric_missing"
+    status: ClassVar[int] = 422
+
+
+class TrialsFailed(MantaError):
+    """Every trial failed."""
+
+    code: ClassVar[str] = "trials_failed"
+    status: ClassVar[int] = 409
+
+
+class NothingFeasible(MantaError):
+    """Trials ended, and every one was beyond a limit."""
+
+    code: ClassVar[str] = "no_feasible_trial"
+    status: ClassVar[int] = 409
+
+
+class Loop:
+    """``clock`` is monotonic seconds. ``pulse`` is called at least once a second or so; what it raises ends the attempt."""
+
+    def __init__(self, study: Study, trials: Trials, pulse: Callable[[], None], clock: Callable[[], float]) -> None:
+        self._study, self._trials, self._pulse, self._clock = study, trials, pulse, clock
+        self._waiting = deque(trial.number for trial in study.running)
+        """Begun in the journal and not yet here."""
+        self._here: set[int] = set()
+        self._exhausted = False
+        self._noted = study.seconds_spent
+        self._began = clock() - self._noted
+
+    def run(self) -> None:
+        """
+        Raises:
+            MetricMissing, TrialsFailed, NothingFeasible: there is no result.
+        """
+        while True:
+            self._pulse()
+            self._begin()
+            if not self._here:
+                break
+            for news in self._trials.news(POLL_SECONDS):
+                if isinstance(news, Measured):
+                    self._measured(news)
+                else:
+                    self._ended(news)
+        self._require_result()
+
+    def _begin(self) -> None:
+        while self._trials.free > 0:
+            if self._waiting:
+                number = self._waiting.popleft()
+            elif self._exhausted or self._study.budget_spent(self._seconds()):
+                return
+            else:
+                try:
+                    number = self._study.begin(next_point(self._study))
+                except Exhausted:
+                    self._exhausted = True
+                    return
+            self._here.add(number)
+            self._trials.begin(Assignment(number, self._study.space.document(self._study.point(number))))
+
+    def _seconds(self) -> float:
+        """Of the study's time; noted now and then, so that little of it is lost with a driver."""
+        seconds = self._clock() - self._began
+        if seconds - self._noted >= NOTE_SECONDS:
+            self._study.spend(seconds)
+            self._noted = seconds
+        return seconds
+
+    def _measured(self, news: Measured) -> None:
+        """The trial waits; what it hears depends on the journal alone, so a trial that is run again hears the same."""
+        value = news.metrics.get(self._study.spec.objectives[0].metric)
+        if value is None or not math.isfinite(value):
+            self._trials.answer(news.number, go_on=True)
+            return
+        later = [step for step in self._study.trial(news.number).intermediate_values if step > news.step]
+        self._study.report(news.number, news.step, value)
+        reason = None if later else self._against(news.number, news.step)
+        if reason is None:
+            self._trials.answer(news.number, go_on=True)
+            return
+        self._study.prune(news.number, reason)
+        self._trials.answer(news.number, go_on=False)
+
+    def _against(self, number: int, step: int) -> str | None:
+        """Why a trial that has measured at ``step`` is to stop."""
+        spec = self._study.spec
+        if isinstance(spec.scheduler, NoScheduler):
+            return None
+        curves = [trial.intermediate_values for trial in self._study.trials]
+        total, minimize = self._study.total_steps(number), spec.objectives[0].direction == "minimize"
+        return should_stop(spec.scheduler, curves, number, step, total, minimize)
+
+    def _ended(self, news: Ended) -> None:
+        self._here.discard(news.number)
+        if news.outcome == "stopped":
+            return
+        if news.outcome == "failed":
+            self._failed(news)
+            return
+        metrics = dict(news.metrics)
+        self._require_metrics(metrics)
+        values = [metrics[each.metric] for each in self._study.spec.objectives]
+        if not all(map(math.isfinite, values)):
+            shown = ", ".join(f"{each.metric} {value}" for each, value in zip(self._study.spec.objectives, values, strict=True))
+            self._study.fail(news.number, f"no number: {shown}")
+            self._require_hope(news.number)
+            return
+        self._study.complete(news.number, values, metrics)
+
+    def _failed(self, news: Ended) -> None:
+        retries = self._study.retries(news.number)
+        if news.retry and retries < self._study.spec.max_retries:
+            logger.warning("trial %d is run again: %s", news.number, news.reason)
+            self._study.note(news.number, RETRIES, retries + 1)
+            self._waiting.append(news.number)
+            return
+        self._study.fail(news.number, f"{news.code}: {news.reason}" if news.code else news.reason)
+        self._require_hope(news.number)
+
+    def _require_metrics(self, metrics: Mapping[str, float]) -> None:
+        spec = self._study.spec
+        wanted = [(f"/objectives/{i}/metric", each.metric) for i, each in enumerate(spec.objectives)]
+        wanted += [(f"/limits/{i}/metric", each.metric) for i, each in enumerate(spec.limits)]
+        for pointer, name in wanted:
+            if name not in metrics:
+                reported = ", ".join(sorted(metrics))
+                raise MetricMissing(f"no trial reports {name!r}; they report {reported}", pointer=pointer)
+
+    def _require_hope(self, number: int) -> None:
+        standings = self._study.standings()
+        if standings["failed"] >= HOPELESS and standings["failed"] == sum(standings.values()) - standings["running"]:
+            raise TrialsFailed(f"all of {standings['failed']} trials failed; trial {number}: {self._study.reason(number)}")
+
+    def _require_result(self) -> None:
+        standings = self._study.standings()
+        if standings["complete"] or self._study.best():
+            return
+        if standings["infeasible"]:
+            names = ", ".join(limit.metric for limit in self._study.spec.limits)
+            raise NothingFeasible(
+                f"{standings['infeasible']} trials ended, and every one is beyond a limit ({names})", pointer="/limits"
+            )
+        raise TrialsFailed(f"none of {sum(standings.values())} trials has a result")

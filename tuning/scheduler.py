@@ -1,0 +1,80 @@
+"""Which trials stop early. Pure: what a trial hears at a step follows from what all trials measured before it.
+
+A rung is a number of optimizer steps; a trial comes to it with its first measurement at or after it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tuning.spec import AshaScheduler, HyperbandScheduler
+
+Curve = Mapping[int, float]
+"""Optimizer step -> value of the first objective."""
+
+
+def rungs(grace: int, factor: int, total_steps: int) -> list[int]:
+    """``grace``, ``grace * factor``, ... below the end of the run, where nothing is left to save."""
+    found = []
+    while grace < total_steps:
+        found.append(grace)
+        grace *= factor
+    return found
+
+
+def grace_steps(scheduler: AshaScheduler | HyperbandScheduler, total_steps: int) -> int:
+    return scheduler.grace_steps or max(1, total_steps // scheduler.reduction_factor**3)
+
+
+def value_at(curve: Curve, rung: int) -> float | None:
+    """What a trial brought to a rung; None if it has not come so far."""
+    later = [step for step in curve if step >= rung]
+    return curve[min(later)] if later else None
+
+
+def bracket(number: int, brackets: int) -> int:
+    """Of a trial. Hyperband spends as much on each; one that stops later takes fewer trials for that."""
+    # Bracket b's trials cost about brackets / (b + 1) as much less: deal b + 1 ... 1 of each round to the eager ones.
+    deal = [each for each in range(brackets) for _ in range(brackets - each)]
+    return deal[number % len(deal)]
+
+
+def should_stop(
+    scheduler: AshaScheduler | HyperbandScheduler,
+    curves: Sequence[Curve],
+    number: int,
+    step: int,
+    total_steps: int,
+    minimize: bool,
+) -> str | None:
+    """Why trial ``number``, which has just measured at ``step``, is to stop; None lets it go on.
+
+    Args:
+        curves: of all trials, by number; that of this one up to ``step``.
+        total_steps: of this trial.
+    """
+    factor = scheduler.reduction_factor
+    milestones = rungs(grace_steps(scheduler, total_steps), factor, total_steps)
+    rivals: Sequence[Curve] = curves
+    if isinstance(scheduler, HyperbandScheduler):
+        brackets = max(len(milestones), 1)
+        mine = bracket(number, brackets)
+        milestones = milestones[mine:]
+        rivals = [curve for other, curve in enumerate(curves) if bracket(other, brackets) == mine]
+    reached = [rung for rung in milestones if rung <= step and not _passed(curves[number], rung, step)]
+    if not reached:
+        return None
+    rung = reached[-1]
+    values = [value for curve in rivals if (value := value_at(curve, rung)) is not None]
+    if len(values) < 2:
+        return None
+    sign = 1.0 if minimize else -1.0
+    cutoff = float(np.quantile([sign * value for value in values], 1 / factor))
+    if sign * curves[number][step] <= cutoff:
+        return None
+    return f"not among the best 1/{factor} of {len(values)} trials at step {rung}"
+
+
+def _passed(curve: Curve, rung: int, step: int) -> bool:
+    """Whether a measurement before ``step`` came to the rung already."""
+    return any(rung <= before < step for before in curve)

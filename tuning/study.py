@@ -1,0 +1,166 @@
+"""A study's trials in its journal: which there are, what became of them. One entry begins a trial, with its whole point."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from tuning.compat_optuna import set_constraint
+from tuning.samplers import Suggestion
+from tuning.space import Point, Space
+from tuning.spec import StudySpec
+
+NAME = "study"
+"""Of the only study in its journal."""
+
+REASON, RETRIES, SAMPLER, METRICS = "reason", "retries", "sampler", "metrics"
+"""User attributes of a trial."""
+
+SECONDS = "seconds"
+"""User attribute of the study: how long its driver has worked at it."""
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class Study:
+    def __init__(self, spec: StudySpec, storage: BaseStorage) -> None:
+        self.spec = spec
+        self.space = Space(spec)
+        self._storage = storage
+        self._study = optuna.create_study(
+            storage=storage,
+            study_name=NAME,
+            directions=[each.direction for each in spec.objectives],
+            load_if_exists=True,
+        )
+        self._id = storage.get_study_id_from_name(NAME)
+
+    @property
+    def trials(self) -> Sequence[FrozenTrial]:
+        """By number; not to be changed."""
+        return self._study.get_trials(deepcopy=False)
+
+    def trial(self, number: int) -> FrozenTrial:
+        return self.trials[number]
+
+    @property
+    def running(self) -> list[FrozenTrial]:
+        return [trial for trial in self.trials if trial.state is TrialState.RUNNING]
+
+    def point(self, number: int) -> Point:
+        return self.space.decode(self.trial(number).params)
+
+    def standings(self) -> Counter[str]:
+        """How many trials came to what."""
+        return Counter(standing(trial) for trial in self.trials)
+
+    def retries(self, number: int) -> int:
+        return int(self.trial(number).user_attrs.get(RETRIES, 0))
+
+    def reason(self, number: int) -> str:
+        return str(self.trial(number).user_attrs.get(REASON, ""))
+
+    def total_steps(self, number: int) -> int:
+        return self.space.job(self.point(number)).total_steps
+
+    def steps_taken(self, trial: FrozenTrial) -> int:
+        """Optimizer steps that a trial has cost, as far as it was measured."""
+        if trial.state is TrialState.COMPLETE:
+            return self.total_steps(trial.number)
+        return trial.last_step or 0
+
+    @property
+    def seconds_spent(self) -> float:
+        return float(self._storage.get_study_user_attrs(self._id).get(SECONDS, 0.0))
+
+    def spend(self, seconds: float) -> None:
+        """``seconds`` of the study's time are spent so far."""
+        self._storage.set_study_user_attr(self._id, SECONDS, round(seconds, 1))
+
+    def budget_spent(self, seconds: float) -> bool:
+        budget = self.spec.budget
+        return (
+            (budget.trials is not None and len(self.trials) >= budget.trials)
+            or (budget.steps is not None and sum(map(self.steps_taken, self.trials)) >= budget.steps)
+            or (budget.seconds is not None and seconds >= budget.seconds)
+        )
+
+    def begin(self, suggestion: Suggestion) -> int:
+        """A new trial, as one entry: it is there whole or not at all. Returns its number."""
+        number = len(self.trials)
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=self.space.encode(suggestion.point),
+            distributions={path: self.space.distributions[path] for path in suggestion.point},
+            user_attrs={SAMPLER: suggestion.sampler},
+            system_attrs=dict(suggestion.system),
+        )
+        trial.datetime_start = datetime.now()
+        self._study.add_trial(trial)
+        return number
+
+    def report(self, number: int, step: int, value: float) -> None:
+        """A value on the way. What was reported for that step before stands."""
+        if step not in self.trial(number).intermediate_values:
+            self._storage.set_trial_intermediate_value(self._trial_id(number), step, value)
+
+    def note(self, number: int, name: str, value: Any) -> None:
+        self._storage.set_trial_user_attr(self._trial_id(number), name, value)
+
+    def complete(self, number: int, values: Sequence[float], metrics: Mapping[str, float]) -> None:
+        """A trial that came to its end. One that is beyond a limit is infeasible."""
+        for name, excess in self._excesses(metrics).items():
+            set_constraint(self._storage, self._trial_id(number), name, excess)
+        self.note(number, METRICS, dict(metrics))
+        self._study.tell(number, list(values))
+
+    def _excesses(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """By how much each limit is passed; zero or less is within it."""
+        excesses = {}
+        for limit in self.spec.limits:
+            value = metrics[limit.metric]
+            over = [value - limit.at_most] if limit.at_most is not None else []
+            under = [limit.at_least - value] if limit.at_least is not None else []
+            excesses[limit.metric] = max(over + under)
+        return excesses
+
+    def prune(self, number: int, reason: str) -> None:
+        self.note(number, REASON, reason)
+        self._study.tell(number, state=TrialState.PRUNED)
+
+    def fail(self, number: int, reason: str) -> None:
+        self.note(number, REASON, reason)
+        self._study.tell(number, state=TrialState.FAIL)
+
+    def best(self) -> list[FrozenTrial]:
+        """The best feasible trial; of several objectives, those that no other dominates."""
+        if not any(feasible(trial) for trial in self.trials):
+            return []
+        return [self._study.best_trial] if len(self.spec.objectives) == 1 else self._study.best_trials
+
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+
+Standing = Literal["running", "complete", "pruned", "failed", "infeasible"]
+
+
+def standing(trial: FrozenTrial) -> Standing:
+    """What a trial came to, in the words of Manta."""
+    match trial.state:
+        case TrialState.COMPLETE:
+            return "complete" if all(excess <= 0 for excess in trial.constraints.values()) else "infeasible"
+        case TrialState.PRUNED:
+            return "pruned"
+        case TrialState.FAIL:
+            return "failed"
+    return "running"
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial has a result that counts."""
+    return standing(trial) == "complete"
