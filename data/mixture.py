@@ -6,7 +6,7 @@ parts of a denominator that the targets divide, so margins are met exactly; ever
 are checked with it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from math import floor, lcm
@@ -61,14 +61,18 @@ class MixtureSpec(Spec):
         weighed = tuple(_Cell(*self.lines(*cell), weight) for cell, weight in cells.items())
         return dict(zip(cells, _fit(weighed, tuple(self.languages.items()), tuple(self.domains.items())), strict=True))
 
-    def without(self, cells: Cells, gone: tuple[str, str]) -> str:
-        """What is left to do where one cell turns out to be empty, as a sentence."""
-        others = {cell: weight for cell, weight in cells.items() if cell != gone}
+    def without(self, cells: Cells, gone: Collection[tuple[str, str]]) -> str:
+        """What is left to do where some cells turn out to be empty, as a sentence."""
+        others = {cell: weight for cell, weight in cells.items() if cell not in gone}
+        lacking = "it" if len(gone) == 1 else " and ".join("/".join(cell) for cell in gone)
+        if not others:
+            return f"without {lacking} there is nothing to mix"
         try:
             self.fit(others)
         except Infeasible as error:
-            return f"without it, {error}"
-        return "the mixture can be met without it: leave its sources out"
+            return f"without {lacking}, {error}"
+        sources = "its sources" if len(gone) == 1 else "their sources"
+        return f"the mixture can be met without {lacking}: leave {sources} out"
 
 
 class _Cell(NamedTuple):

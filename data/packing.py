@@ -249,19 +249,23 @@ def limits_of(packed: Iterable[PackResult]) -> tuple[StageCount, ...]:
 def require_cells(data: DataSpec, packed: Sequence[PackResult]) -> None:
     """
     Raises:
-        NotEnoughData: the limits in tokens took all that a cell had to train on, or all that was held out.
+        NotEnoughData: the limits in tokens took all that a cell had to train on, or had for a part of the curriculum, or all
+            that was held out.
     """
-    train = {info.cell for result in packed for info in result.shards if info.split == "train" and info.rows}
-    for cell, (language, domain) in enumerate(data.cells):
-        if cell not in train:
-            took = ", ".join(
-                f"{n} {why}" for each in limits_of(r for r in packed if r.cell == cell) for why, n in each.drops.items()
-            )
-            raise NotEnoughData(
-                f"document_tokens takes every document that {language}/{domain} has to train on ({took})",
-                pointer=f"/data_pipeline/{LIMITS}",
-            )
-    if not any(info.rows for result in packed for info in result.shards if info.split == "held_out"):
+    names, segments = list(data.cells), range(len(data.segments))
+    shards = [info for result in packed for info in result.shards if info.rows]
+    train = {(info.cell, 0 if data.length_buckets else info.segment) for info in shards if info.split == "train"}
+    empty = [cell for cell in range(len(names)) if any((cell, segment) not in train for segment in segments)]
+    for cell in empty:
+        took = ", ".join(
+            f"{n} {why}" for each in limits_of(r for r in packed if r.cell == cell) for why, n in each.drops.items()
+        )
+        raise NotEnoughData(
+            f"document_tokens takes every document that {'/'.join(names[cell])} has to train on"
+            f"{' in a part of the curriculum' if data.curriculum else ''} ({took}){data.without(empty)}",
+            pointer=f"/data_pipeline/{LIMITS}",
+        )
+    if not any(info.split == "held_out" for info in shards):
         raise NotEnoughData("document_tokens takes every document that is held out", pointer=f"/data_pipeline/{LIMITS}")
 
 

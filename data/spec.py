@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -155,6 +156,11 @@ class DataSpec(Spec):
             key = (source.language, source.domain)
             weights[key] = weights.get(key, 0.0) + source.weight
         return weights
+
+    def without(self, empty: Collection[int]) -> str:
+        """What the mixture can be if these cells, by number, turn out to be empty, for the end of an error."""
+        names = list(self.source_weights)
+        return f"; {self.mixture.without(self.source_weights, [names[cell] for cell in empty])}" if self.mixture else ""
 
     @property
     def segments(self) -> tuple[CurriculumSegment, ...]:

@@ -98,24 +98,25 @@ def _require_each_cell(
     data: DataSpec, results: list[CleanResult], cell_P: Ints, cleaned: Documents, duplicates: Duplicates
 ) -> None:
     kept_C = np.bincount(cleaned.cell_N[duplicates.keep], minlength=len(cells(data)))
-    for cell in np.flatnonzero(kept_C == 0).tolist():
+    empty = np.flatnonzero(kept_C == 0).tolist()
+    for cell in empty:
         dropped = int((cleaned.cell_N == cell).sum())
         taken = StageCount("deduplicate", dropped, drops={"duplicate": dropped} if dropped else {})
-        _nothing_left(data, cell, (*funnel_of(data, (results[task] for task in np.flatnonzero(cell_P == cell))), taken))
+        _nothing_left(data, empty, (*funnel_of(data, (results[task] for task in np.flatnonzero(cell_P == cell))), taken))
 
 
-def _nothing_left(data: DataSpec, cell: int, funnel: Funnel) -> None:
+def _nothing_left(data: DataSpec, empty: list[int], funnel: Funnel) -> None:
     """
     Args:
-        funnel: of the cell's documents.
+        funnel: of the documents of the first of the empty cells.
     """
-    name = list(cells(data))[cell]
+    name = list(cells(data))[empty[0]]
     taker = who_took_the_last(funnel)
     first = next(i for i, source in enumerate(data.sources) if (source.language, source.domain) == name)
     raise NotEnoughData(
         f"{data.sources[first].path}: no document is left of {name[0]}/{name[1]} {left_out(funnel)}"
         + (f"; {taker}" if taker else "")
-        + (f"; {data.mixture.without(data.source_weights, name)}" if data.mixture else ""),
+        + data.without(empty),
         pointer=f"/data_pipeline/sources/{first}/path",
     )
 
@@ -128,24 +129,29 @@ def _require_training(data: DataSpec, before: Ints, after: Ints) -> None:
     """
     names = list(cells(data))
     before_C, after_C = (np.bincount(each, minlength=len(names)) for each in (before, after))
-    for cell in np.flatnonzero((before_C > 0) & (after_C == 0)).tolist():
+    empty = np.flatnonzero((before_C > 0) & (after_C == 0)).tolist()
+    for cell in empty:
         raise NotEnoughData(
             f"no training document is left of {'/'.join(names[cell])}: decontamination took the last {before_C[cell]}, which"
-            " overlap the held-out split or a test set; give other text, or a larger min_overlap",
+            f" overlap the held-out split or a test set; give other text, or a larger min_overlap{data.without(empty)}",
             pointer="/data_pipeline/decontaminate",
         )
 
 
 def _require_documents(data: DataSpec, corpus: Corpus) -> None:
-    for cell, name in enumerate(cells(data)):
-        of_cell = (corpus.cell_N == cell) & ~corpus.held_out_N
-        for number, segment in enumerate(data.segments):
-            if not (of_cell & (corpus.segment_N == number)).any():
-                raise NotEnoughData(
-                    f"{of_cell.sum()} training documents of {name[0]}/{name[1]} are too few for the curriculum: none falls to"
-                    f" its part of {segment.sequence_length} tokens; give more text, or fewer segments",
-                    pointer=f"/data_pipeline/curriculum/{number}",
-                )
+    names = list(cells(data))
+    count_CS = np.zeros((len(names), len(data.segments)), np.int64)
+    for cell, number in np.ndindex(count_CS.shape):
+        count_CS[cell, number] = ((corpus.cell_N == cell) & ~corpus.held_out_N & (corpus.segment_N == number)).sum()
+    empty = np.flatnonzero((count_CS == 0).any(axis=1)).tolist()
+    for cell in empty:
+        number = int(count_CS[cell].argmin())
+        raise NotEnoughData(
+            f"{count_CS[cell].sum()} training documents of {'/'.join(names[cell])} are too few for the curriculum: none falls"
+            f" to its part of {data.segments[number].sequence_length} tokens; give more text, or fewer segments"
+            f"{data.without(empty)}",
+            pointer=f"/data_pipeline/curriculum/{number}",
+        )
     if not corpus.held_out_N.any():
         raise NotEnoughData(
             f"only one document is left {left_out(corpus.funnel)}; at least two are needed, one of them held out to measure on."

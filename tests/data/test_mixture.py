@@ -1,6 +1,7 @@
 """Targets by language and domain, fitted to the cells that there are; what cannot be met is said with what can."""
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from data.manifest import Cell, Count
 from data.mixture import Infeasible, MixtureSpec
 from data.order import SampleOrder
 from data.spec import DataSpec, SourceSpec
-from tests.data.conftest import Preparation, data_spec, json_lines, texts, write
+from tests.data.conftest import WORDS, Preparation, data_spec, json_lines, texts, write
 from tests.data.test_order import manifest
 
 LANGUAGES = {"zh": 45.0, "en": 35.0, "other": 20.0}
@@ -132,16 +133,80 @@ def test_a_spec_is_refused_at_the_mixture() -> None:
         DataSpec.model_validate({"mixture": {}})
 
 
-def test_an_empty_cell_is_an_error_that_says_what_the_others_can_do(tmp_path: Any, preparation: Preparation) -> None:
+FRENCH = texts(9, seed=2, words=60)
+TOO_FEW = {
+    "cleaning": (["short"], {}, "no document is left of fr/web"),
+    "deduplication": (texts(2), {}, "no document is left of fr/web"),
+    "decontamination": (
+        FRENCH,
+        {"decontaminate": {"test_sets": [{"path": "fr.jsonl"}]}},
+        "no training document is left of fr/web",
+    ),
+    "document_tokens": (["A short one."], {"document_tokens": {"min": 16}}, "every document that fr/web has to train on ("),
+    "curriculum": (
+        FRENCH[:1],
+        {"curriculum": [{"sequence_length": 16, "fraction": 0.5}, {"sequence_length": 32, "fraction": 0.5}]},
+        "1 training documents of fr/web are too few for the curriculum",
+    ),
+    "document_tokens and curriculum": (
+        ["A quiet river.", *(f"Number {i}: " + " ".join(WORDS * 8) for i in range(5))],
+        {
+            "document_tokens": {"max": 100, "longer": "drop"},
+            "curriculum": [{"sequence_length": 16, "fraction": 0.5}, {"sequence_length": 32, "fraction": 0.5}],
+        },
+        "every document that fr/web has to train on in a part of the curriculum (",
+    ),
+}
+REST = {
+    "not without it": (
+        {"languages": {"zh": 2, "en": 1, "fr": 1}},
+        "without it, no mix of the sources meets these targets: no source counts as language fr."
+        " The nearest, in percent: languages zh 62.5, en 37.5, fr 0",
+    ),
+    "without it": ({"domains": {"web": 1}}, "the mixture can be met without it: leave its sources out"),
+}
+
+
+@pytest.mark.parametrize(("mixture", "rest"), REST.values(), ids=REST)
+@pytest.mark.parametrize(("french", "settings", "message"), TOO_FEW.values(), ids=TOO_FEW)
+def test_whatever_empties_a_cell_the_error_names_the_nearest_mix_without_it(
+    french: list[str],
+    settings: dict[str, Any],
+    message: str,
+    mixture: dict[str, Any],
+    rest: str,
+    tmp_path: Path,
+    preparation: Preparation,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     sources = [
-        SourceSpec(path=write(tmp_path / "zh.jsonl", json_lines(texts(9))), language="zh"),
-        SourceSpec(path=write(tmp_path / "en.jsonl", json_lines(texts(9, seed=1)))),
-        SourceSpec(path=write(tmp_path / "fr.jsonl", json_lines(["short"])), language="fr"),
+        SourceSpec(path=write(tmp_path / f"{language}.jsonl", json_lines(documents)), language=language)
+        for language, documents in (("zh", texts(19)), ("en", texts(19, seed=1)), ("fr", french))
     ]
-    with pytest.raises(NotEnoughData, match=r"fr/web.*without it, no mix.*languages zh 62.5, en 37.5, fr 0"):
-        preparation(data_spec(*sources, mixture={"languages": {"zh": 2, "en": 1, "fr": 1}}))
-    with pytest.raises(NotEnoughData, match="the mixture can be met without it"):
+    with pytest.raises(NotEnoughData) as raised:
+        preparation(data_spec(*sources, mixture=mixture, **settings))
+    assert message in raised.value.detail
+    assert raised.value.detail.endswith(f"; {rest}")
+    with pytest.raises(NotEnoughData) as raised:
+        preparation(data_spec(*sources, **settings))
+    assert message in raised.value.detail
+    assert "without" not in raised.value.detail
+
+
+def test_cells_that_are_empty_together_are_named_together(tmp_path: Path, preparation: Preparation) -> None:
+    sources = [
+        SourceSpec(path=write(tmp_path / f"{language}.jsonl", json_lines(documents)), language=language)
+        for language, documents in (("zh", texts(9)), ("fr", ["short"]), ("de", ["few"]))
+    ]
+    with pytest.raises(
+        NotEnoughData, match=r"is left of fr/web .*; without fr/web and de/web, no mix.*languages zh 100, other 0"
+    ):
+        preparation(data_spec(*sources, mixture={"languages": {"zh": 3, "other": 1}}))
+    with pytest.raises(NotEnoughData, match="the mixture can be met without fr/web and de/web: leave their sources out"):
         preparation(data_spec(*sources, mixture={"domains": {"web": 1}}))
+    with pytest.raises(NotEnoughData, match="without it there is nothing to mix"):
+        preparation(data_spec(sources[1], mixture={"domains": {"web": 1}}))
 
 
 def test_a_prepared_mixture_is_met_in_every_batch(tmp_path: Any, preparation: Preparation) -> None:
