@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 
 from data.classifier.figures import ClassifierFigures
+from data.columns import spans
 from data.corpus import Corpus
 from data.funnel import read_of
 from data.manifest import SPLITS, Manifest
@@ -63,8 +64,8 @@ def summarise(
         ),
         licences=tuple(licences),
         languages_found=corpus.languages,
-        duplicate_clusters=Histogram.of(corpus.cluster_sizes.tolist()),
-        largest_cluster=int(corpus.cluster_sizes.max(initial=0)),
+        duplicate_clusters=corpus.clusters,
+        largest_cluster=corpus.largest_cluster,
         decontamination=corpus.decontamination,
         classifiers=tuple(classifiers),
         lengths=sum((figures.lengths for figures in languages.values()), Histogram()),
@@ -122,16 +123,19 @@ def licences_of(tasks: Sequence[CleanTask], results: Sequence[CleanResult], corp
     """
     licences = list(dict.fromkeys(task.source.licence for task in tasks))
     licence_P = np.array([licences.index(task.source.licence) for task in tasks])
-    licence_N = licence_P[corpus.part_N]
+    kept = [Amount()] * len(licences)
+    for span in spans(len(corpus)):
+        for number in range(len(licences)):
+            sizes = corpus.bytes_N[span][licence_P[corpus.part_N[span]] == number]
+            kept[number] += Amount(documents=len(sizes), bytes=int(sizes.sum()))
     flows = []
     for number, licence in enumerate(licences):
-        kept = corpus.bytes_N[licence_N == number]
         flows.append(
             LicenceFlow(
                 licence=licence,
                 sources=tuple(dict.fromkeys(task.source.path for task in tasks if task.source.licence == licence)),
                 read=read_of(results[task] for task in np.flatnonzero(licence_P == number).tolist()),
-                kept=Amount(documents=len(kept), bytes=int(kept.sum())),
+                kept=kept[number],
             )
         )
     return tuple(flows)

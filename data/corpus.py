@@ -1,16 +1,19 @@
 """All documents that passed cleaning, as arrays: how they are cleaned, where they lie, which cell each belongs to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from data.cleaned import clean_versions, part_name
+from data.columns import spans, write_columns
 from data.dedup.spec import ExactSpec
 from data.files import U64, key64
 from data.funnel import Funnel, drops_of
-from data.report import Amount, ReferenceFigures
+from data.report import Amount, Histogram, ReferenceFigures
 from data.selection import Ints, Mask
 from data.sources import InputFile, extents
 from data.spec import DataSpec
@@ -24,9 +27,11 @@ _TASK_BYTES = 512 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """Documents that passed cleaning, by number in reading order; the text stays in its part."""
+    """Documents that passed cleaning, by number in reading order: columns in files; the text stays in its part."""
 
     parts: list[Path]
+    folder: Path
+    """Of the columns; each file has its column's name."""
     hash_N: U64
     part_N: Ints
     row_N: Ints
@@ -34,34 +39,34 @@ class Documents:
     cell_N: Ints
 
     @staticmethod
-    def of_parts(parts: list[Path], cell_P: Ints) -> "Documents":
+    def of_parts(parts: list[Path], cell_P: Ints, folder: Path) -> "Documents":
         """
         Args:
             cell_P: of each part.
+            folder: for the columns.
         """
-        indices = [read_index(part) for part in parts]
-        part_N = np.repeat(np.arange(len(parts)), [len(hashes) for hashes, _ in indices])
-        return Documents(
-            parts=parts,
-            hash_N=np.concatenate([hashes for hashes, _ in indices]),
-            part_N=part_N,
-            row_N=np.concatenate([np.arange(len(hashes)) for hashes, _ in indices]),
-            bytes_N=np.concatenate([sizes for _, sizes in indices]),
-            cell_N=cell_P[part_N],
-        )
+        return Documents._of(parts, _columns_of(parts, cell_P), folder)
+
+    @staticmethod
+    def _of(parts: list[Path], pieces: Iterable[Sequence[npt.NDArray[Any]]], folder: Path) -> "Documents":
+        return Documents(parts, folder, **write_columns(folder, _COLUMNS, pieces))
 
     def __len__(self) -> int:
         return len(self.hash_N)
 
-    def take(self, keep: Mask) -> "Documents":
-        return Documents(
-            parts=self.parts,
-            hash_N=self.hash_N[keep],
-            part_N=self.part_N[keep],
-            row_N=self.row_N[keep],
-            bytes_N=self.bytes_N[keep],
-            cell_N=self.cell_N[keep],
-        )
+    def take(self, keep: Mask, folder: Path) -> "Documents":
+        """
+        Args:
+            folder: for the columns.
+        """
+        columns = [getattr(self, name) for name in _COLUMNS]
+        pieces = ([column[span][keep[span]] for column in columns] for span in spans(len(self)))
+        return Documents._of(self.parts, pieces, folder)
+
+    def of_each_part(self) -> list[int]:
+        """How many there are."""
+        counts: list[int] = np.diff(np.searchsorted(self.part_N, np.arange(len(self.parts) + 1))).tolist()
+        return counts
 
     def locate(self, numbers: Ints) -> Iterator[tuple[Path, Ints]]:
         """Parts, and the rows of each, of ascending numbers."""
@@ -71,8 +76,12 @@ class Documents:
 
     def amounts(self, cells: int) -> tuple[Amount, ...]:
         """By cell."""
-        sizes = [self.bytes_N[self.cell_N == cell] for cell in range(cells)]
-        return tuple(Amount(documents=len(of_cell), bytes=int(of_cell.sum())) for of_cell in sizes)
+        amounts = [Amount()] * cells
+        for span in spans(len(self)):
+            for cell in range(cells):
+                sizes = self.bytes_N[span][self.cell_N[span] == cell]
+                amounts[cell] += Amount(documents=len(sizes), bytes=int(sizes.sum()))
+        return tuple(amounts)
 
     def examples(self, numbers: Ints) -> list[Example]:
         """The first of these documents."""
@@ -84,6 +93,22 @@ class Documents:
         return found
 
 
+_COLUMNS: dict[str, type[np.generic]] = {
+    "hash_N": np.uint64,
+    **dict.fromkeys(("part_N", "row_N", "bytes_N", "cell_N"), np.int64),
+}
+
+
+def _columns_of(parts: list[Path], cell_P: Ints) -> Iterator[Sequence[npt.NDArray[Any]]]:
+    """In the order of ``_COLUMNS``."""
+    for number, part in enumerate(parts):
+        row = 0
+        for hash_R, bytes_R in read_index(part):
+            count = len(hash_R)
+            yield hash_R, np.full(count, number), np.arange(row, row + count), bytes_R, np.full(count, cell_P[number])
+            row += count
+
+
 @dataclass(frozen=True, slots=True)
 class Corpus(Documents):
     """What is kept, and for what."""
@@ -91,8 +116,9 @@ class Corpus(Documents):
     held_out_N: Mask
     segment_N: Ints
     """Of the curriculum; held-out documents are packed as the last one's."""
-    cluster_sizes: Ints
+    clusters: Histogram
     """How many documents were alike, of each cluster of two or more."""
+    largest_cluster: int
     funnel: Funnel
     read_C: tuple[Amount, ...]
     """By cell."""

@@ -21,19 +21,6 @@ def text_hash(text: str) -> int:
     return xxhash.xxh3_64_intdigest(" ".join(text.lower().split()).encode())
 
 
-def first_of_each(hash_N: U64) -> Mask:
-    """True where a hash is seen for the first time."""
-    first: Mask = first_alike(hash_N) == np.arange(len(hash_N))
-    return first
-
-
-def first_alike(hash_N: U64) -> Ints:
-    """The first document with the same hash, ``[N]``."""
-    _, first, which_N = np.unique(hash_N, return_index=True, return_inverse=True)
-    firsts: Ints = first[which_N]
-    return firsts
-
-
 def longest_of_each(cluster_N: Ints, bytes_N: Ints) -> Mask:
     """True for one document a cluster: the longest, and of equally long ones the first."""
     order = np.lexsort((-bytes_N, cluster_N))

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from data.aside import keep_aside
+from data.columns import spans, write_columns
 from data.corpus import Corpus, Documents, cells
 from data.decontamination.choose import decontaminate
 from data.decontamination.overlaps import ReferenceSet
-from data.dedup.clusters import Duplicates, find_duplicates, near_pairs
+from data.dedup.clusters import Duplicates, find_duplicates
 from data.dropped import gather_dropped
 from data.errors import NotEnoughData
 from data.executors import Executor
@@ -46,24 +47,26 @@ def make_corpus(
     """
     names = list(cells(data))
     cell_P = np.array([names.index((task.source.language, task.source.domain)) for task in tasks])
-    cleaned = Documents.of_parts([task.part for task in tasks], cell_P)
-    pairs = near_pairs(data.deduplicate, cleaned, folder / "near", executor, pulse)
-    duplicates = find_duplicates(data.deduplicate, cleaned, pairs)
+    cleaned = Documents.of_parts([task.part for task in tasks], cell_P, folder / "cleaned")
+    duplicates = find_duplicates(data.deduplicate, cleaned, folder / "duplicates", executor, pulse)
     _require_each_cell(data, results, cell_P, cleaned, duplicates)
 
-    kept = cleaned.take(duplicates.keep)
-    cluster_hash_N = cleaned.hash_N[duplicates.cluster_N][duplicates.keep]
+    kept = cleaned.take(duplicates.keep, folder / "kept")
+    cluster_hash_N = _cluster_hashes(cleaned, duplicates, folder)
     held_out_N = held_out(cluster_hash_N, kept.cell_N, data.held_out_fraction, data.seed)
     funnel = (*funnel_of(data, results), duplicates.count(cleaned))
     figures: tuple[ReferenceFigures, ...] = ()
-    asides = [duplicates.aside(cleaned)]
+    asides = [duplicates.aside(cleaned)] if data.keep_dropped else []
     if data.decontaminate is not None:
         found = decontaminate(data.decontaminate, benchmarks, kept, held_out_N, folder / "overlaps", executor, pulse)
         _require_training(data, kept.cell_N[~held_out_N], kept.cell_N[found.keep & ~held_out_N])
         funnel, figures, asides = (*funnel, found.count), found.figures, [*asides, found.aside]
-        kept, cluster_hash_N, held_out_N = kept.take(found.keep), cluster_hash_N[found.keep], held_out_N[found.keep]
+        kept, cluster_hash_N = kept.take(found.keep, folder / "decontaminated"), cluster_hash_N[found.keep]
+        held_out_N = held_out_N[found.keep]
+    clusters, largest_cluster = duplicates.sizes(folder)
     corpus = Corpus(
         parts=kept.parts,
+        folder=kept.folder,
         hash_N=kept.hash_N,
         part_N=kept.part_N,
         row_N=kept.row_N,
@@ -71,7 +74,8 @@ def make_corpus(
         cell_N=kept.cell_N,
         held_out_N=held_out_N,
         segment_N=_segments(data, kept, cluster_hash_N, held_out_N),
-        cluster_sizes=duplicates.cluster_sizes,
+        clusters=clusters,
+        largest_cluster=largest_cluster,
         funnel=funnel,
         read_C=tuple(read_of(results[task] for task in np.flatnonzero(cell_P == cell)) for cell in range(len(names))),
         cleaned_C=cleaned.amounts(len(names)),
@@ -83,6 +87,12 @@ def make_corpus(
         gather_dropped(cleaned.parts, dropped)
         keep_aside(asides, [task.source.domain for task in tasks], dropped, executor, pulse)
     return corpus
+
+
+def _cluster_hashes(cleaned: Documents, duplicates: Duplicates, folder: Path) -> U64:
+    """Of each document that is kept, the hash that its cluster is known by."""
+    pieces = ([cleaned.hash_N[duplicates.cluster_N[span][duplicates.keep[span]]]] for span in spans(len(cleaned)))
+    return write_columns(folder, {"cluster_hash": np.uint64}, pieces)["cluster_hash"]
 
 
 def _segments(data: DataSpec, documents: Documents, cluster_hash_N: U64, held_out_N: Mask) -> Ints:
@@ -97,7 +107,9 @@ def _segments(data: DataSpec, documents: Documents, cluster_hash_N: U64, held_ou
 def _require_each_cell(
     data: DataSpec, results: list[CleanResult], cell_P: Ints, cleaned: Documents, duplicates: Duplicates
 ) -> None:
-    kept_C = np.bincount(cleaned.cell_N[duplicates.keep], minlength=len(cells(data)))
+    kept_C = np.zeros(len(cells(data)), np.int64)
+    for span in spans(len(cleaned)):
+        kept_C += np.bincount(cleaned.cell_N[span][duplicates.keep[span]], minlength=len(kept_C))
     empty = np.flatnonzero(kept_C == 0).tolist()
     for cell in empty:
         dropped = int((cleaned.cell_N == cell).sum())

@@ -221,14 +221,13 @@ def _sign(documents: list[Document], near: NearSpec) -> bytes:
     return make_method(near).sign(shingles).tobytes()
 
 
-def read_index(part: Path) -> tuple[U64, Ints]:
-    """Hashes and sizes in bytes of a part's documents; the text stays on disk."""
+def read_index(part: Path) -> Iterator[tuple[U64, Ints]]:
+    """Hashes and sizes in bytes of a part's documents, some at a time; the text stays on disk."""
     with pa.memory_map(str(part)) as source:
-        table = pa.ipc.open_file(source).read_all()
-        return (
-            table["hash"].to_numpy().astype(np.uint64, copy=True),
-            table["bytes"].to_numpy().astype(np.int64, copy=True),
-        )
+        reader = pa.ipc.open_file(source)
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            yield batch.column("hash").to_numpy(), batch.column("bytes").to_numpy()
 
 
 def read_texts(part: Path, rows: Ints | Sequence[int]) -> Iterator[str]:

@@ -1,45 +1,54 @@
 """Which documents are dropped for being the same, or nearly, as one that is kept."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from data.aside import Aside
+from data.columns import new_column, spans
 from data.corpus import Documents
 from data.dedup.near import find_pairs
+from data.dedup.signatures import signature_path
 from data.dedup.spec import DeduplicateSpec, ExactSpec
-from data.dedup.union import find, union
+from data.dedup.union import first_of_clusters
 from data.executors import Executor
-from data.files import U64
-from data.selection import Ints, Mask, first_alike, first_of_each, longest_of_each
-from data.stages.base import StageCount
+from data.report import Histogram
+from data.selection import Ints, Mask, longest_of_each
+from data.stages.base import EXAMPLES, StageCount
+
+_REASONS = ("duplicate", "near_duplicate")
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
     """``N`` counts the documents before any is dropped."""
 
+    equal_N: Ints
+    """The first document of the same text."""
     cluster_N: Ints
     """The first document of each document's cluster."""
     kept_N: Ints
     """The document that is kept in each one's place: itself, if it stays."""
+    keep: Mask
 
-    @property
-    def keep(self) -> Mask:
-        stays: Mask = self.kept_N == np.arange(len(self.kept_N))
-        return stays
+    def sizes(self, folder: Path) -> tuple[Histogram, int]:
+        """Of clusters of two or more, and of the largest.
 
-    @property
-    def cluster_sizes(self) -> Ints:
-        """Of clusters of two or more."""
-        sizes = np.bincount(self.cluster_N)
-        return sizes[sizes > 1]
-
-    def reasons(self, hash_N: U64) -> dict[str, Mask]:
-        equal = ~first_of_each(hash_N)
-        return {"duplicate": ~self.keep & equal, "near_duplicate": ~self.keep & ~equal}
+        Args:
+            folder: for what is counted.
+        """
+        histogram, largest = Histogram(), 0
+        size_N = new_column(folder / "sizes", np.int64, len(self.keep))
+        for span in spans(len(self.keep)):
+            np.add.at(size_N, self.cluster_N[span], 1)
+        for span in spans(len(self.keep)):
+            sizes = size_N[span]
+            histogram += Histogram.of(sizes[sizes > 1].tolist())
+            largest = max(largest, int(sizes.max()))
+        return histogram, largest if largest > 1 else 0
 
     def count(self, documents: Documents) -> StageCount:
         """
@@ -47,10 +56,14 @@ class Duplicates:
             documents: that these are the duplicates among.
         """
         count = StageCount("deduplicate", len(documents), int(documents.bytes_N.sum()))
-        for reason, dropped in self.reasons(documents.hash_N).items():
-            if dropped.any():
-                count.drops[reason] = int(dropped.sum())
-                count.examples[reason] = documents.examples(np.flatnonzero(dropped))
+        shown: dict[str, Ints] = {reason: np.empty(0, np.int64) for reason in _REASONS}
+        for number_K, reason_K in self._dropped():
+            for number, reason in enumerate(_REASONS):
+                of_reason = number_K[reason_K == number]
+                if len(of_reason):
+                    count.drops[reason] = count.drops.get(reason, 0) + len(of_reason)
+                    shown[reason] = np.append(shown[reason], of_reason)[:EXAMPLES]
+        count.examples.update({reason: documents.examples(shown[reason]) for reason in sorted(count.drops)})
         return count
 
     def aside(self, documents: Documents) -> Aside:
@@ -58,58 +71,83 @@ class Duplicates:
         Args:
             documents: that these are the duplicates among.
         """
-        number_K = np.flatnonzero(~self.keep)
-        reasons = self.reasons(documents.hash_N)
+        dropped = list(self._dropped())
+        number_K = np.concatenate([np.empty(0, np.int64), *(numbers for numbers, _ in dropped)])
         other_K = self.kept_N[number_K]
         return Aside(
             stage="deduplicate",
             documents=documents,
             number_K=number_K,
-            reasons=tuple(reasons),
-            reason_K=np.argmax([dropped[number_K] for dropped in reasons.values()], axis=0),
+            reasons=_REASONS,
+            reason_K=np.concatenate([np.empty(0, np.int64), *(reasons for _, reasons in dropped)]),
             details=[],
             other_parts=documents.parts,
             other_part_K=documents.part_N[other_K],
             other_row_K=documents.row_N[other_K],
         )
 
+    def _dropped(self) -> Iterator[tuple[Ints, Ints]]:
+        """Numbers of what does not stay and of the reasons, some at a time."""
+        for span in spans(len(self.keep)):
+            number_K = span.start + np.flatnonzero(~self.keep[span])
+            yield number_K, (self.equal_N[number_K] == number_K).astype(np.int64)
 
-def near_pairs(
+
+def find_duplicates(
     spec: DeduplicateSpec | None, documents: Documents, folder: Path, executor: Executor, pulse: Callable[[], None]
-) -> Iterable[Ints]:
-    """Pairs of documents that are nearly the same, by number; none where only copies are looked for."""
-    if spec is None or isinstance(spec, ExactSpec) or not len(documents):
-        return ()
-    counts = np.bincount(documents.part_N, minlength=len(documents.parts)).tolist()
-    return find_pairs(spec, documents.parts, counts, folder, executor, pulse)
+) -> Duplicates:
+    """What is held at once is bounded by the spec's ``memory_bytes``; what is said of each document lies in columns.
 
-
-def find_duplicates(spec: DeduplicateSpec | None, documents: Documents, pairs: Iterable[Ints]) -> Duplicates:
-    """
     Args:
-        pairs: of documents that are nearly the same, ``[E, 2]`` at a time, by number.
+        folder: for what is shuffled, and the columns; the same input goes on with what is there.
+        pulse: called often; what it raises ends the work.
     """
-    cluster_N = _clusters(documents.hash_N, pairs)
-    return Duplicates(cluster_N, _kept(spec, documents, cluster_N))
+    exact = ExactSpec() if spec is None else ExactSpec(memory_bytes=spec.memory_bytes)
+    count, memory = len(documents), exact.memory_bytes
+    same = find_pairs(exact, [documents.folder / "hash_N"], [count], folder / "exact", executor, pulse)
+    equal_N = first_of_clusters(count, same, folder / "equal", memory, pulse)
+    cluster_N = equal_N
+    if spec is not None and not isinstance(spec, ExactSpec):
+        files = list(map(signature_path, documents.parts))
+        alike = find_pairs(spec, files, documents.of_each_part(), folder / "near", executor, pulse)
+        cluster_N = first_of_clusters(count, chain(_pairs(equal_N), alike), folder / "clusters", memory, pulse)
+    kept_N = _kept(spec, documents, equal_N, cluster_N, folder)
+    keep = new_column(folder / "keep", np.bool_, count)
+    for span in spans(count):
+        keep[span] = kept_N[span] == np.arange(span.start, span.stop)
+    return Duplicates(equal_N, cluster_N, kept_N, keep)
 
 
-def _clusters(hash_N: U64, pairs: Iterable[Ints]) -> Ints:
-    """The first document of each document's cluster, ``[N]``: equal ones are in one, and those that pairs join."""
-    cluster_N = first_alike(hash_N)
-    for pairs_E2 in pairs:
-        union(cluster_N, pairs_E2)
-    return find(cluster_N, np.arange(len(cluster_N)))
+def _pairs(first_N: Ints) -> Iterator[Ints]:
+    """Of each document with the first of its own, where that is another."""
+    for span in spans(len(first_N)):
+        number = span.start + np.flatnonzero(first_N[span] != np.arange(span.start, span.stop))
+        yield np.stack([number, first_N[number]], axis=1)
 
 
-def _kept(spec: DeduplicateSpec | None, documents: Documents, cluster_N: Ints) -> Ints:
+def _kept(spec: DeduplicateSpec | None, documents: Documents, equal_N: Ints, cluster_N: Ints, folder: Path) -> Ints:
     if spec is None:
-        return np.arange(len(documents))
+        kept_N = new_column(folder / "kept", np.int64, len(documents))
+        for span in spans(len(documents)):
+            kept_N[span] = np.arange(span.start, span.stop)
+        return kept_N
     if isinstance(spec, ExactSpec) or spec.keep == "all":
-        return first_alike(documents.hash_N)
-    if spec.keep == "first":
-        return cluster_N
-    different = np.flatnonzero(first_of_each(documents.hash_N))
-    kept = different[longest_of_each(cluster_N[different], documents.bytes_N[different])]
-    kept_of_cluster = np.zeros_like(cluster_N)
-    kept_of_cluster[cluster_N[kept]] = kept
-    return kept_of_cluster[cluster_N]
+        return equal_N
+    return cluster_N if spec.keep == "first" else _longest(documents, equal_N, cluster_N, folder)
+
+
+def _longest(documents: Documents, equal_N: Ints, cluster_N: Ints, folder: Path) -> Ints:
+    """The longest of the different documents of each one's cluster, and of equally long ones the first."""
+    # Of those seen, at the number of the cluster's first document.
+    longest_N = new_column(folder / "longest", np.int64, len(documents))
+    kept_N = new_column(folder / "kept", np.int64, len(documents))
+    for span in spans(len(documents)):
+        longest_N[span] = np.arange(span.start, span.stop)
+        different = span.start + np.flatnonzero(equal_N[span] == longest_N[span])
+        best = different[longest_of_each(cluster_N[different], documents.bytes_N[different])]
+        cluster = cluster_N[best]
+        longer = documents.bytes_N[best] > documents.bytes_N[longest_N[cluster]]
+        longest_N[cluster[longer]] = best[longer]
+    for span in spans(len(documents)):
+        kept_N[span] = longest_N[cluster_N[span]]
+    return kept_N

@@ -3,7 +3,7 @@
 ``N`` counts documents, ``S`` the shingles of all of them, ``P = bands * rows`` the permutations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from data.dedup.spec import MinHashSpec
 from data.files import U64, key64, mix64
-from data.selection import Mask
+from data.selection import Ints, Mask
 
 _HALF = np.uint64(32)
 # Shingles whose values are computed at once: they fit a core's cache.
@@ -71,3 +71,9 @@ class MinHash:
         """Which of K pairs of signatures are alike enough."""
         alike: Mask = (one_KP == other_KP).sum(axis=1) >= self._needed
         return alike
+
+    def finer(self, signature_DP: npt.NDArray[Any], local_R: Ints, key_R: U64) -> Iterator[U64]:
+        """A row of each band: two documents of similarity ``s`` share none with probability ``(1 - s)^(bands - 1)``, the key's
+        own band left out."""
+        for band in range(self.tables):
+            yield mix64(key_R ^ mix64(signature_DP[local_R, band * self.width // self.tables].astype(np.uint64)))

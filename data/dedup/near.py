@@ -1,4 +1,4 @@
-"""From signatures to pairs of documents that are alike: a shuffle of (key, document) pairs, on any executor.
+"""From signatures to pairs of documents that are alike, or equal: a shuffle of (key, document) pairs, on any executor.
 
 ``bucket`` reads the signatures of a range of documents and writes their keys sorted by partition; ``compare`` reads one
 partition of all such files and writes a spanning forest of what it found alike. What is shuffled is 16 bytes a key, never text;
@@ -7,18 +7,19 @@ document), ``E`` pairs.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from data.dedup.signatures import Method, SignatureFiles, make_method, signature_path
-from data.dedup.spec import NearSpec
+from data.dedup.crowds import alike_forest
+from data.dedup.signatures import Keyed, Method, SignatureFiles, folded, make_keyed, make_method
+from data.dedup.spec import ExactSpec, NearSpec
 from data.dedup.union import spanning_forest
-from data.executors import Executor
-from data.files import U64, atomic, mix64, write_atomically
+from data.executors import Executor, SerialExecutor
+from data.files import U64, atomic, write_atomically
 from data.selection import Ints
 
 # What sorting, grouping and joining hold for one record, with room to spare (a test measures it).
@@ -35,7 +36,7 @@ class BucketTask:
     begin: int
     end: int
     partitions: int
-    spec: NearSpec
+    spec: ExactSpec | NearSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class CompareTask:
     buckets: int
     """How many files of records there are."""
     partitions: int
-    spec: NearSpec
+    spec: ExactSpec | NearSpec
 
 
 def bucket_path(folder: Path, index: int) -> Path:
@@ -55,36 +56,45 @@ def bucket_path(folder: Path, index: int) -> Path:
 
 
 def find_pairs(
-    spec: NearSpec, parts: list[Path], counts: list[int], folder: Path, executor: Executor, pulse: Callable[[], None]
+    spec: ExactSpec | NearSpec,
+    files: Sequence[Path],
+    counts: Sequence[int],
+    folder: Path,
+    executor: Executor,
+    pulse: Callable[[], None],
 ) -> Iterator[Ints]:
     """Pairs of document numbers, ``[E, 2]`` at a time, that join all clusters.
 
     Args:
-        parts: whose signatures lie beside them; documents are numbered through them.
+        files: of signatures; documents are numbered through them.
         counts: documents in each.
         folder: for what is shuffled; the same input goes on with what is there.
         pulse: called after each task; what it raises ends the work.
     """
+    if not sum(counts):
+        return iter(())
     corpus = folder / "corpus.json"
-    write_atomically(corpus, json.dumps([list(map(str, map(signature_path, parts))), counts]).encode())
+    write_atomically(corpus, json.dumps([list(map(str, files)), list(counts)]).encode())
     buckets, partitions = _sizes(spec, sum(counts))
     borders = [sum(counts) * i // buckets for i in range(buckets + 1)]
     bucketing = [
         BucketTask(i, bucket_path(folder, i), corpus, borders[i], borders[i + 1], partitions, spec) for i in range(buckets)
     ]
     comparing = [CompareTask(i, folder / f"pairs-{i:06}.i64", corpus, buckets, partitions, spec) for i in range(partitions)]
+    if buckets == partitions == 1:
+        executor = SerialExecutor()  # a task that is the only one is not worth a worker
     for _ in executor.map(bucket, bucketing):
         pulse()
     for _ in executor.map(compare, comparing):
         pulse()
-    files: dict[Path, int | None] = {task.output: partitions for task in bucketing}
-    files.update((task.output, None) for task in comparing)
-    return _read_pairs(files, spec.memory_bytes // RECORD_BYTES)
+    found: dict[Path, int | None] = {task.output: partitions for task in bucketing}
+    found.update((task.output, None) for task in comparing)
+    return _read_pairs(found, spec.memory_bytes // RECORD_BYTES)
 
 
-def _sizes(spec: NearSpec, documents: int) -> tuple[int, int]:
+def _sizes(spec: ExactSpec | NearSpec, documents: int) -> tuple[int, int]:
     """How many ranges of documents, and how many partitions of keys, keep each task below ``memory_bytes``."""
-    method = make_method(spec)
+    method = make_keyed(spec)
     a_document = 2 * method.width * method.dtype.itemsize + method.tables * RECORD_BYTES
     buckets = max(1, -(-documents * a_document // spec.memory_bytes))
     # Half full on average: hashing spreads keys, and not evenly.
@@ -92,7 +102,7 @@ def _sizes(spec: NearSpec, documents: int) -> tuple[int, int]:
     return buckets, partitions
 
 
-def _corpus(path: Path, method: Method) -> SignatureFiles:
+def _corpus(path: Path, method: Keyed) -> SignatureFiles:
     paths, counts = json.loads(path.read_bytes())
     return SignatureFiles(list(map(Path, paths)), np.cumsum([0, *counts]), method.dtype, method.width)
 
@@ -102,11 +112,11 @@ def bucket(task: BucketTask) -> int:
     by pairs written here: those of equal signature, or, where a shared key is enough, of equal key."""
     if task.output.is_file():
         return task.index
-    method = make_method(task.spec)
+    method = make_keyed(task.spec)
     keys_NB = method.keys(_corpus(task.corpus, method).between(task.begin, task.end))
     document_N = np.arange(task.begin, task.end)
     if method.verifies:
-        _, document_N, pairs = first_of_key(_folded(keys_NB), document_N)
+        _, document_N, pairs = first_of_key(folded(keys_NB), document_N)
         keys_NB = keys_NB[document_N - task.begin]
         key_R, document_R = keys_NB.ravel(), np.repeat(document_N, method.tables)
     else:
@@ -119,14 +129,6 @@ def bucket(task: BucketTask) -> int:
         file.write(np.stack([key_R.view(np.int64), document_R], axis=1)[order].tobytes())
         file.write(spanning_forest(pairs).tobytes())
     return task.index
-
-
-def _folded(keys_NB: U64) -> U64:
-    """One key out of all of a document's."""
-    folded = np.zeros(len(keys_NB), np.uint64)
-    for column in keys_NB.T:
-        folded = mix64(folded ^ column)
-    return folded
 
 
 def _partition(key_R: U64, partitions: int) -> Ints:
@@ -151,8 +153,8 @@ def compare(task: CompareTask) -> int:
     """
     if task.output.is_file():
         return task.index
-    method = make_method(task.spec)
-    signatures = _corpus(task.corpus, method)
+    signatures = _corpus(task.corpus, make_keyed(task.spec))
+    method = None if isinstance(task.spec, ExactSpec) else make_method(task.spec)
     most = task.spec.memory_bytes // RECORD_BYTES
     key_R, document_R = np.empty(0, np.uint64), np.empty(0, np.int64)
     with atomic(task.output) as file:
@@ -178,10 +180,10 @@ def _records(task: CompareTask, most: int) -> Iterator[tuple[U64, Ints]]:
 
 
 def _settle(
-    key_R: U64, document_R: Ints, method: Method, signatures: SignatureFiles, memory_bytes: int, file: BinaryIO
+    key_R: U64, document_R: Ints, method: Method | None, signatures: SignatureFiles, memory_bytes: int, file: BinaryIO
 ) -> tuple[U64, Ints]:
     """Writes the pairs among these records; what stays is the first of each key."""
-    if not method.verifies:
+    if method is None or not method.verifies:
         firsts, documents, pairs = first_of_key(key_R, document_R)
         file.write(spanning_forest(pairs).tobytes())
         return firsts, documents
@@ -196,7 +198,7 @@ def _settle(
     at = 0
     while at < len(key_R):
         end = _whole_keys(key_R, at, most)
-        file.write(spanning_forest(_verified(key_R[at:end], document_R[at:end], method, signatures)).tobytes())
+        file.write(alike_forest(key_R[at:end], document_R[at:end], method, signatures).tobytes())
         at = end
     return firsts, documents
 
@@ -208,21 +210,6 @@ def _whole_keys(key_R: U64, at: int, most: int) -> int:
         return len(key_R)
     start = int(np.searchsorted(key_R, key_R[end]))
     return start if start > at else end
-
-
-def _verified(key_R: U64, document_R: Ints, method: Method, signatures: SignatureFiles) -> Ints:
-    """Pairs ``[E, 2]`` of one key that agree: each record with the next of its key, then with the one after it, and so on."""
-    documents, local_R = np.unique(document_R, return_inverse=True)
-    values_R = signatures.take(documents)[local_R]
-    found = [np.empty((0, 2), np.int64)]
-    at_R, distance = np.arange(len(key_R)), 0
-    while len(at_R):
-        distance += 1
-        at_R = at_R[at_R + distance < len(key_R)]
-        at_R = at_R[key_R[at_R] == key_R[at_R + distance]]
-        agree = at_R[method.agree(values_R[at_R], values_R[at_R + distance])]
-        found.append(np.stack([document_R[agree], document_R[agree + distance]], axis=1))
-    return np.concatenate(found)
 
 
 def _read_pairs(files: Mapping[Path, int | None], most: int) -> Iterator[Ints]:

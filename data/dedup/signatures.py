@@ -1,6 +1,6 @@
 """Signatures on disk: one file beside each part of cleaned documents, read by document number."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,15 +8,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from data.dedup.exact import Exact
 from data.dedup.minhash import MinHash
 from data.dedup.simhash import SimHash
-from data.dedup.spec import MinHashSpec, NearSpec
-from data.files import U64
+from data.dedup.spec import ExactSpec, MinHashSpec, NearSpec
+from data.files import U64, mix64
 from data.selection import Ints, Mask
 
 
-class Method(Protocol):
-    """A way to see likeness. ``N`` documents, ``K`` pairs; a signature has ``width`` values of ``dtype``."""
+class Keyed(Protocol):
+    """What documents that may be the same share. ``N`` documents; a signature has ``width`` values of ``dtype``."""
 
     dtype: np.dtype[Any]
     width: int
@@ -24,15 +25,39 @@ class Method(Protocol):
     verifies: bool
     """Whether sharing a key is not enough: the pair must ``agree``."""
 
-    def sign(self, documents: Sequence[U64]) -> npt.NDArray[Any]: ...
-
     def keys(self, signatures: npt.NDArray[Any]) -> U64: ...
 
+
+class Method(Keyed, Protocol):
+    """A way to see likeness. ``D`` documents, ``K`` pairs of them, ``R`` of their keys."""
+
+    def sign(self, documents: Sequence[U64]) -> npt.NDArray[Any]: ...
+
     def agree(self, one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Mask: ...
+
+    def finer(self, signatures: npt.NDArray[Any], local_R: Ints, key_R: U64) -> Iterator[U64]:
+        """Further keys ``[R]``, some times over: of documents that agree and share a key, one is equal, or most likely.
+
+        Args:
+            local_R: whose key each is, among the signatures.
+        """
+        ...
 
 
 def make_method(spec: NearSpec) -> Method:
     return MinHash(spec) if isinstance(spec, MinHashSpec) else SimHash(spec)
+
+
+def make_keyed(spec: ExactSpec | NearSpec) -> Keyed:
+    return Exact() if isinstance(spec, ExactSpec) else make_method(spec)
+
+
+def folded(keys_NB: U64) -> U64:
+    """One key out of all of a document's."""
+    folded_N = np.zeros(len(keys_NB), np.uint64)
+    for column in keys_NB.T:
+        folded_N = mix64(folded_N ^ column)
+    return folded_N
 
 
 def signature_path(part: Path) -> Path:

@@ -8,13 +8,19 @@ from pydantic import Field, model_validator
 from data.spec_base import Misfit, Seed, Share, Spec
 
 
-class ExactSpec(Spec):
+class _DuplicatesSpec(Spec):
+    memory_bytes: int = Field(default=256 * 2**20, ge=2**18)
+    """Working memory of a task, and of the driver. A larger corpus makes more tasks, not larger ones; it never changes what is
+    found, but that of a bucket beyond it only the first documents are compared where candidates are verified."""
+
+
+class ExactSpec(_DuplicatesSpec):
     """Documents whose text is equal but for case and white space; the first in reading order is kept."""
 
     method: Literal["exact"] = "exact"
 
 
-class _NearSpec(Spec):
+class _NearSpec(_DuplicatesSpec):
     """What the ways to find near duplicates share. Equal documents are found by all of them."""
 
     ngram: int = Field(default=5, ge=1, le=32)
@@ -22,9 +28,6 @@ class _NearSpec(Spec):
     keep: Literal["first", "longest", "all"] = "first"
     """Which document of a cluster stays: the first in reading order, the longest, or all but copies, so that clusters only
     keep what is alike on one side of the held-out split."""
-    memory_bytes: int = Field(default=256 * 2**20, ge=2**18)
-    """Working memory of one task. A larger corpus makes more tasks, not larger ones; it never changes what is found, but that
-    of a bucket beyond it only the first documents are compared where candidates are verified."""
 
 
 class SimHashSpec(_NearSpec):

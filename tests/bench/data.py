@@ -38,8 +38,9 @@ import pyarrow as pa
 
 from data.corpus import clean_tasks
 from data.dedup.near import find_pairs
+from data.dedup.signatures import signature_path
 from data.dedup.spec import MinHashSpec
-from data.dedup.union import find, union
+from data.dedup.union import first_of_clusters
 from data.executors import Executor
 from data.files import checksum
 from data.packing import PackTask, pack_documents
@@ -168,11 +169,10 @@ class Bench:
 
     def near_duplicates(self, tasks: list[CleanTask], spec: MinHashSpec) -> int:
         counts = [result.kept for result in self.clean(tasks)]
-        cluster = np.arange(sum(counts))
-        parts = [task.part for task in tasks]
-        for pairs in find_pairs(spec, parts, counts, parts[0].parent / "near", self.executor, lambda: None):
-            union(cluster, pairs)
-        return int((find(cluster, np.arange(len(cluster))) != np.arange(len(cluster))).sum())
+        files, folder = [signature_path(task.part) for task in tasks], tasks[0].part.parent
+        pairs = find_pairs(spec, files, counts, folder / "near", self.executor, lambda: None)
+        first = first_of_clusters(sum(counts), pairs, folder / "clusters", spec.memory_bytes)
+        return int((first != np.arange(len(first))).sum())
 
     def pack(self, names: list[str], bytes_: int) -> dict[str, float]:
         tokenizer, peers = self.home / "tokenizer.model", self.home / "tokenizer.json"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.documents import Document
-from data.selection import first_of_each, held_out, partition, sample, text_hash
+from data.selection import held_out, partition, sample, text_hash
 from data.stages.base import StageCount, clean
 from data.stages.length import Length, LengthSpec
 from data.stages.normalise import _NEWLINES, _UNWANTED, Normalise, NormaliseSpec
@@ -39,10 +39,6 @@ def test_every_drop_has_a_reason() -> None:
 def test_documents_count_as_the_same_whatever_their_case_and_spacing() -> None:
     assert text_hash("One  Two\nthree") == text_hash("one two three ")
     assert text_hash("one two") != text_hash("onetwo")
-
-
-def test_the_first_of_equal_documents_is_kept() -> None:
-    assert first_of_each(np.array([5, 3, 5, 9, 3], np.uint64)).tolist() == [True, True, False, True, False]
 
 
 HASHES = st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2)), min_size=1, max_size=50, unique_by=lambda d: d[0])

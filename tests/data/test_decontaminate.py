@@ -20,6 +20,7 @@ from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
 from data.decontamination.choose import Contamination, decontaminate
 from data.decontamination.spec import DecontaminateSpec
 from data.decontamination.units import units
+from data.digests import Digests
 from data.executors import Executor, SerialExecutor
 from data.report import ReferenceFigures
 from data.sources import list_files
@@ -58,8 +59,8 @@ def looked_through(
     data = DataSpec(sources=(source,), stages=(), decontaminate=asked)
     tasks = list(clean_tasks(data, [list_files(source, "")], folder / "parts"))
     list(map(clean_files, tasks))
-    cleaned = Documents.of_parts([task.part for task in tasks], np.array([0]))
-    listed = list_benchmarks(asked, lambda: None)
+    cleaned = Documents.of_parts([task.part for task in tasks], np.array([0]), folder / "columns")
+    listed = list_benchmarks(asked, Digests())
     sets = read_benchmarks(data, listed, folder / "items", executor, lambda: None)
     side = np.array(held_out if held_out is not None else [False] * len(documents))
     return decontaminate(asked, sets, cleaned, side, folder / "overlaps", executor, lambda: None)

@@ -127,7 +127,9 @@ def clusters_of(spec: NearSpec, documents: Sequence[U64], folder: Path, executor
         signature_path(part).write_bytes(make_method(spec).sign(documents[begin:end]).tobytes())
     counts = np.diff(borders).tolist()
     parent = np.arange(len(documents))
-    for pairs in near.find_pairs(spec, parts, counts, folder / "near", executor or SerialExecutor(), lambda: None):
+    for pairs in near.find_pairs(
+        spec, list(map(signature_path, parts)), counts, folder / "near", executor or SerialExecutor(), lambda: None
+    ):
         union(parent, pairs)
     return find(parent, np.arange(len(documents)))
 
@@ -342,7 +344,7 @@ def test_a_task_stays_within_its_memory_whatever_the_corpus(alike: str, spec: Ne
     part = tmp_path / "a.arrow"
     signature_path(part).write_bytes(values.tobytes())
     executor = Measuring()
-    pairs = near.find_pairs(spec, [part], [count], tmp_path / "near", executor, lambda: None)
+    pairs = near.find_pairs(spec, [signature_path(part)], [count], tmp_path / "near", executor, lambda: None)
     joined = sum(len(each) for each in pairs)
     assert executor.tasks > 8
     assert executor.peak <= spec.memory_bytes
@@ -362,7 +364,9 @@ def test_a_key_that_very_many_share_costs_no_more_memory_and_little_recall(tmp_p
     part = tmp_path / "a.arrow"
     signature_path(part).write_bytes(values.tobytes())
     executor = Measuring()
-    pairs = np.concatenate(list(near.find_pairs(spec, [part], [count], tmp_path / "near", executor, lambda: None)))
+    pairs = np.concatenate(
+        list(near.find_pairs(spec, [signature_path(part)], [count], tmp_path / "near", executor, lambda: None))
+    )
     assert count > spec.memory_bytes // near.RECORD_BYTES
     assert executor.peak <= spec.memory_bytes
     assert (pairs[:, 0] == pairs[:, 1] + 1).all()

@@ -59,24 +59,27 @@ def test_what_each_rule_keeps(tmp_path: Path, preparation: Preparation) -> None:
 
 def test_clusters_that_are_kept_are_on_one_side_of_the_split(tmp_path: Path) -> None:
     from data.corpus import Documents, clean_tasks
-    from data.dedup.clusters import near_pairs
+    from data.dedup.near import find_pairs
+    from data.dedup.signatures import signature_path
     from data.sources import list_files
     from data.split import make_corpus
     from data.tasks import clean_files, read_texts
 
     path = write(tmp_path / "a.jsonl", json_lines(near_texts()))
     spec = data_spec(path, deduplicate={"method": "minhash", "keep": "all"}, held_out_fraction=0.4)
-    tasks = list(clean_tasks(spec, [list_files(spec.sources[0], "", lambda: None)], tmp_path / "work"))
+    tasks = list(clean_tasks(spec, [list_files(spec.sources[0], "")], tmp_path / "work"))
     results = list(map(clean_files, tasks))
     corpus = make_corpus(spec, tasks, results, [], tmp_path / "work", tmp_path / "dropped", SerialExecutor(), lambda: None)
-    cleaned = Documents.of_parts([task.part for task in tasks], np.array([0]))
-    pairs = list(near_pairs(spec.deduplicate, cleaned, tmp_path / "work" / "near", SerialExecutor(), lambda: None))
+    cleaned = Documents.of_parts([task.part for task in tasks], np.array([0]), tmp_path / "columns")
+    files, counts = [signature_path(task.part) for task in tasks], cleaned.of_each_part()
+    pairs = list(find_pairs(MinHashSpec(keep="all"), files, counts, tmp_path / "near", SerialExecutor(), lambda: None))
     everything = [text for task in tasks for text in read_texts(task.part, tuple(range(80)))]
     held = {text: bool(side) for text, side in zip(everything, corpus.held_out_N, strict=True)}
     joined = np.concatenate(pairs)
     assert len(joined) >= 15
     assert all(held[everything[a]] == held[everything[b]] for a, b in joined.tolist())
-    assert sorted(corpus.cluster_sizes.tolist()) == [2] * len(joined)
+    assert corpus.clusters.counts == (0, len(joined))
+    assert corpus.largest_cluster == 2
     assert {held[everything[a]] for a, _ in joined.tolist()} == {True, False}
 
 
@@ -91,11 +94,12 @@ def test_the_order_of_work_does_not_matter(memory_bytes: int, spec: DataSpec, tm
 
 @pytest.mark.parametrize("tasks", [0, 3, 4, 5, 6, 8])
 def test_a_stopped_preparation_is_finished_by_the_next(tasks: int, spec: DataSpec, tmp_path: Path) -> None:
+    spec = spec.model_copy(update={"deduplicate": MinHashSpec(memory_bytes=2**18)})  # two tasks each round
     whole = prepared_in(tmp_path / "whole", spec, SerialExecutor())
     with pytest.raises(KeyboardInterrupt):
         prepared_in(tmp_path / "stopped", spec, StopAfter(tasks))
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped").rglob("scratch/*/*.i64")}
-    assert len(before) == min(max(tasks - 4, 0), 2)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped").rglob("scratch/duplicates/near/*.i64")}
+    assert len(before) == min(max(tasks - 4, 0), 4)
     with pytest.raises(KeyboardInterrupt):
         prepared_in(tmp_path / "stopped", spec, StopAfter(7))
     assert {path: path.stat().st_mtime_ns for path in before} == before

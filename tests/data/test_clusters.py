@@ -1,0 +1,210 @@
+"""Clusters by ranges of documents, crowds, columns: the same as without bounds, and within them."""
+
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data.columns import spans
+from data.corpus import Documents
+from data.dedup import near
+from data.dedup.clusters import Duplicates, find_duplicates
+from data.dedup.crowds import MOST_OF_A_KEY
+from data.dedup.minhash import MinHash
+from data.dedup.signatures import Method, signature_path
+from data.dedup.simhash import SimHash
+from data.dedup.spec import DeduplicateSpec, ExactSpec, MinHashSpec, NearSpec, SimHashSpec
+from data.dedup.union import find, first_of_clusters, union
+from data.executors import SerialExecutor
+from data.files import mix64
+from data.selection import Ints
+
+Made = TypeVar("Made")
+
+EDGES = st.integers(1, 60).flatmap(
+    lambda n: st.tuples(st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=80))
+)
+
+
+def in_one_array(count: int, pairs: Ints) -> Ints:
+    parent = np.arange(count)
+    union(parent, pairs)
+    return find(parent, np.arange(count))
+
+
+def peak_of(call: Callable[[], Made]) -> tuple[Made, int]:
+    """What is made, and the bytes that were allocated at once; columns are files."""
+    tracemalloc.start()
+    try:
+        return call(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@given(EDGES, st.integers(1, 70))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_clusters_by_ranges_are_those_of_one_array(
+    tmp_path: Path, graph: tuple[int, list[tuple[int, int]]], range_documents: int
+) -> None:
+    count, edges = graph
+    pairs = np.array(edges, np.int64).reshape(-1, 2)
+    pieces = [pairs[: len(pairs) // 3], pairs[len(pairs) // 3 :]]
+    memory = 2 * 64 * range_documents
+    assert first_of_clusters(count, pieces, tmp_path / "x", memory).tolist() == in_one_array(count, pairs).tolist()
+
+
+@pytest.mark.parametrize("count", [20_000, 160_000])
+@pytest.mark.parametrize("shape", ["chain", "shuffled chain", "star", "random"])
+def test_what_clusters_hold_does_not_grow_with_the_corpus(shape: str, count: int, tmp_path: Path) -> None:
+    numbers = np.arange(count)
+    chain = np.stack([numbers[1:], numbers[:-1]], axis=1)
+    pairs = {
+        "chain": chain,
+        "shuffled chain": np.random.default_rng(0).permutation(count)[chain],
+        "star": np.stack([numbers, np.full(count, count - 1)], axis=1),
+        "random": np.random.default_rng(0).integers(0, count, (count // 2, 2)),
+    }[shape]
+    first, peak = peak_of(lambda: first_of_clusters(count, [pairs], tmp_path / "x", 2**20))
+    assert peak <= 2**20
+    assert (first == in_one_array(count, pairs)).all()
+
+
+def documents_of(folder: Path, hashes: Ints, sizes: Ints | None = None) -> Documents:
+    parts = [folder / "part.arrow"]
+    nothing = np.zeros(len(hashes), np.int64)
+    columns = (hashes, nothing, np.arange(len(hashes)), nothing + 1 if sizes is None else sizes, nothing)
+    return Documents._of(parts, ([column[span] for column in columns] for span in spans(len(hashes))), folder / "columns")
+
+
+def duplicates_of(spec: DeduplicateSpec | None, documents: Documents, folder: Path) -> Duplicates:
+    return find_duplicates(spec, documents, folder / "work", SerialExecutor(), lambda: None)
+
+
+@pytest.mark.parametrize("memory_bytes", [2**18, 2**28])
+@pytest.mark.parametrize("method", ["exact", "minhash", "none"])
+def test_equal_documents_are_those_of_equal_hash(method: str, memory_bytes: int, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0).integers(0, 3000, 5000)
+    _, first, which = np.unique(draw, return_index=True, return_inverse=True)
+    documents = documents_of(tmp_path, mix64(draw.astype(np.uint64)))
+    values = np.random.default_rng(1).integers(0, 2**32, (5000, 112), np.uint32)
+    signature_path(tmp_path / "part.arrow").write_bytes(values.tobytes())
+    specs = {"exact": ExactSpec(memory_bytes=memory_bytes), "minhash": MinHashSpec(memory_bytes=memory_bytes), "none": None}
+    found = duplicates_of(specs[method], documents, tmp_path)
+    assert (found.equal_N == first[which]).all()
+    assert (found.cluster_N == first[which]).all()
+    assert (found.kept_N == (np.arange(5000) if method == "none" else first[which])).all()
+    histogram, largest = found.sizes(tmp_path)
+    sizes = np.bincount(which)
+    assert (histogram.total, largest) == ((sizes > 1).sum(), sizes.max())
+    assert found.keep.sum() == (5000 if method == "none" else len(first))
+
+
+def test_the_longest_of_a_cluster_is_kept_and_of_equally_long_ones_the_first(tmp_path: Path) -> None:
+    count = 3000
+    rng = np.random.default_rng(0)
+    signature, text, size = rng.integers(0, 400, count), rng.integers(0, 1500, count), rng.integers(1, 6, 1500)
+    signature = signature[np.unique(text, return_index=True)[1][np.unique(text, return_inverse=True)[1]]]
+    values = mix64(np.arange(400 * 112, dtype=np.uint64)).astype(np.uint32).reshape(400, 112)[signature]
+    signature_path(tmp_path / "part.arrow").write_bytes(values.tobytes())
+    documents = documents_of(tmp_path, mix64(text.astype(np.uint64)), size[text])
+    found = duplicates_of(MinHashSpec(keep="longest", memory_bytes=2**18), documents, tmp_path)
+    for name in np.unique(signature):
+        members = np.flatnonzero(signature == name)
+        best = max(members.tolist(), key=lambda n: (size[text[n]], -n))
+        assert (found.kept_N[members] == best).all()
+        assert found.keep[members].sum() == 1
+
+
+@pytest.mark.parametrize("count", [60_000, 240_000])
+@pytest.mark.parametrize("method", ["exact", "minhash"])
+def test_what_deduplication_holds_does_not_grow_with_the_corpus(method: str, count: int, tmp_path: Path) -> None:
+    spec: DeduplicateSpec = ExactSpec(memory_bytes=2**22)
+    if method == "minhash":
+        spec = MinHashSpec(memory_bytes=2**22, bands=2, rows=1, keep="longest")
+        values = mix64(np.arange(2 * count, dtype=np.uint64) // np.uint64(4)).astype(np.uint32)
+        signature_path(tmp_path / "part.arrow").write_bytes(values.tobytes())
+    documents = documents_of(tmp_path, mix64(np.random.default_rng(0).integers(0, count, count).astype(np.uint64)))
+    found, peak = peak_of(lambda: duplicates_of(spec, documents, tmp_path))
+    assert found.keep.sum() < 0.7 * count
+    assert peak <= 2**22
+
+
+class Counting:
+    """Counts the pairs that a method compares."""
+
+    def __init__(self, kind: type[MinHash] | type[SimHash], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.compared = 0
+        agree: Callable[..., np.ndarray] = kind.agree
+
+        def counted(method: Method, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+            self.compared += len(one)
+            return agree(method, one, other)
+
+        monkeypatch.setattr(kind, "agree", counted)
+
+
+def crowded_pairs(spec: NearSpec, values: np.ndarray, folder: Path) -> Ints:
+    signature_path(folder / "a.arrow").write_bytes(values.tobytes())
+    files = [signature_path(folder / "a.arrow")]
+    pairs = near.find_pairs(spec, files, [len(values)], folder / "near", SerialExecutor(), lambda: None)
+    return np.sort(np.concatenate([np.empty((0, 2), np.int64), *pairs]), axis=1)
+
+
+def pairs_joined(pairs: Ints, count: int, planted: Sequence[tuple[int, int]]) -> float:
+    first = in_one_array(count, pairs)
+    return float(np.mean([first[a] == first[b] for a, b in planted]))
+
+
+def test_a_block_that_very_many_fingerprints_share_costs_few_comparisons_and_no_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, planted = 50_000, 2000
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2**48, count, np.uint64)
+    for i in range(planted):
+        values[count - 1 - i] = values[i] ^ np.uint64(sum(1 << int(bit) for bit in rng.choice(48, 3, replace=False)))
+    counting = Counting(SimHash, monkeypatch)
+    pairs = crowded_pairs(SimHashSpec(), values, tmp_path)
+    assert pairs_joined(pairs, count, [(i, count - 1 - i) for i in range(planted)]) == 1
+    assert counting.compared < 100 * count < count**2 // 400
+
+
+def test_fingerprints_that_are_nearly_all_the_same_cost_bounded_comparisons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50,000 of 18 low bits: every table but the last has one row."""
+    count = 50_000
+    values = np.random.default_rng(0).permutation(2**18)[:count].astype(np.uint64)
+    counting = Counting(SimHash, monkeypatch)
+    pairs = crowded_pairs(SimHashSpec(hamming=1, blocks=2), values, tmp_path)
+    assert counting.compared <= 2 * MOST_OF_A_KEY * 2 * count
+    first = in_one_array(count, pairs)
+    listed = {int(value): number for number, value in enumerate(values.tolist())}
+    near_by = [(n, listed[v ^ (1 << bit)]) for v, n in listed.items() for bit in range(18) if v ^ (1 << bit) in listed]
+    assert np.mean([first[a] == first[b] for a, b in near_by]) > 0.7
+
+
+def test_a_band_that_very_many_documents_share_costs_few_comparisons_and_hardly_a_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs agree in three quarters of their values, and share no band but everybody's."""
+    count, spec = 5000, MinHashSpec(min_agreement=0.7)
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.integers(0, 2**32, (count // 2, 112), np.uint32), 2, axis=0)
+    values[:, :8] = values[0, :8]
+    differ = np.zeros((count // 2, 112), np.bool_)
+    for band in range(1, 14):
+        differ[
+            np.arange(count // 2)[:, None], 8 * band + rng.permuted(np.tile(np.arange(8), (count // 2, 1)), axis=1)[:, :2]
+        ] = True
+    values[1::2][differ] ^= np.uint32(1)
+    counting = Counting(MinHash, monkeypatch)
+    pairs = crowded_pairs(spec, values, tmp_path)
+    recall = pairs_joined(pairs, count, [(i, i + 1) for i in range(0, count, 2)])
+    assert recall > 0.999  # 1 - 0.25^13
+    assert counting.compared < (MOST_OF_A_KEY + 14) * count
