@@ -55,9 +55,5 @@ class Trials(Protocol):
     def news(self, timeout: float) -> Sequence[News]:
         """What happened; waits up to ``timeout`` seconds for something to."""
 
-    def close(self, keep: bool) -> None:
-        """End all trials at once.
-
-        Args:
-            keep: they are to go on later, from what they have done.
-        """
+    def close(self) -> None:
+        """End all trials where they stand; begun again, they go on from what they have done."""

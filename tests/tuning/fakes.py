@@ -82,7 +82,7 @@ class FakeTrials:
         news, self._news = self._news, []
         return news
 
-    def close(self, keep: bool) -> None:
+    def close(self) -> None:
         self._at.clear()
 
 
