@@ -1,7 +1,9 @@
 """A data set's report as one HTML file: no script, nothing fetched. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
+from itertools import groupby
+from operator import itemgetter
 
 from api.cli.report_page import (
     CLASSIFIER_COLUMNS,
@@ -22,19 +24,21 @@ from api.cli.report_page import (
     tokenizer_title,
 )
 from api.cli.text import count, size
-from data.report import Histogram, Report, Step
+from data.report import Example, Histogram, Report, Step
 
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--bar:#4a7fc1}
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}code{font-size:.9em}
+h1{font-size:1.4rem;overflow-wrap:anywhere}h2{font-size:1.1rem;margin-top:2rem}code{font-size:.9em}
+.wide{overflow-x:auto;margin:.6rem 0}
 table{border-collapse:collapse}
-th,td{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+th,td{padding:.2rem .8rem .2rem 0;text-align:left;white-space:nowrap;border-bottom:1px solid var(--line)}
 th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-.bar{background:var(--bar);height:.8em;min-width:1px}td.b{width:22rem}
-details{margin:.3rem 0}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0 .6rem;padding:.4rem;border-left:3px solid var(--line)}
-.dim{opacity:.7}
+td.b{width:22rem;min-width:6rem}.bar{background:var(--bar);height:.8em;min-width:1px}
+details{margin:.3rem 0}details>div{margin:.4rem 0 .8rem 1rem}
+.from{overflow-wrap:anywhere}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0;padding:.1rem 0 .1rem .6rem;border-left:3px solid var(--line)}
+.dim{opacity:.7}.warn{border-left:3px solid #d08700;padding-left:.6rem}
 """
 
 
@@ -56,7 +60,7 @@ def document(report: Report, tokens: int | None, epochs: Mapping[str, float] | N
             if any(step.grades for step in report.steps)
             else []
         ),
-        *(f"<h2>{escape(title)}</h2>\n{_table(columns, written)}" for title, columns, written in scores(report)),
+        *_scores(report),
         *(["<h2>Classifiers</h2>", _table(CLASSIFIER_COLUMNS, classifiers(report))] if report.classifiers else []),
         "<h2>Shares of the text</h2>",
         _shares(report),
@@ -67,15 +71,15 @@ def document(report: Report, tokens: int | None, epochs: Mapping[str, float] | N
             if tokens is None
             else [f'<p class="dim">times: how often a run of {count(tokens)} tokens goes through the cell</p>']
         ),
-        *([f"<p>{escape(often)}</p>"] if (often := repeated(epochs)) else []),
+        *([f'<p class="warn">{escape(often)}</p>'] if (often := repeated(epochs)) else []),
         "<h2>Licences</h2>",
         _table(LICENCE_COLUMNS, licences(report)),
         "<h2>Documents by length in tokens</h2>",
-        _histogram(report.lengths),
+        _histogram("tokens", report.lengths),
         "<h2>Rows</h2>",
         _table(ROW_COLUMNS, rows(report)),
         *(
-            [f"<h2>{escape(clusters_title(report))}</h2>", _histogram(report.duplicate_clusters)]
+            [f"<h2>{escape(clusters_title(report))}</h2>", _histogram("in a group", report.duplicate_clusters, "groups")]
             if report.duplicate_clusters.total
             else []
         ),
@@ -91,15 +95,23 @@ def document(report: Report, tokens: int | None, epochs: Mapping[str, float] | N
     )
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns whose name ends with ``>`` are numbers."""
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], bars: Sequence[float] = ()) -> str:
+    """Columns whose name ends with ``>`` are numbers.
+
+    Args:
+        bars: one a row, behind it: its share of the longest, 0 to 1.
+    """
     kinds = [' class="n"' if column.endswith(">") else "" for column in columns]
     head = "".join(f"<th{kind}>{escape(column.rstrip('>'))}</th>" for column, kind in zip(columns, kinds, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>\n"
-        for row in rows
-    )
-    return f"<table><tr>{head}</tr>\n{body}</table>"
+    lines = ["".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) for row in rows]
+    if bars:
+        head += "<th></th>"
+        drawn = (
+            f'<td class="b"><div class="bar" style="width:{100 * bar:.1f}%"></div></td>' if bar else "<td></td>" for bar in bars
+        )
+        lines = [line + bar for line, bar in zip(lines, drawn, strict=True)]
+    body = "".join(f"<tr>{line}</tr>\n" for line in lines)
+    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
 
 
 def _percent(share: float) -> str:
@@ -118,20 +130,31 @@ def _funnel(report: Report) -> str:
         for step in report.steps
     ]
     rows.append(("kept", count(report.kept.documents), size(report.kept.bytes), "", ""))
-    return _table(("step", "documents>", "text>", "dropped>", "of what came>"), rows)
+    left = [*(step.came.documents for step in report.steps), report.kept.documents]
+    return _table(("step", "documents>", "text>", "dropped>", "of what came>"), rows, _bars(left))
 
 
 def _reasons(step: Step) -> str:
     found = []
     for reason, number in sorted(step.drops.items(), key=lambda item: (-item[1], item[0])):
-        shown = "".join(
-            f'<div class="dim">{escape(" ".join(filter(None, (each.id, each.detail))))}</div><pre>{escape(each.text)}</pre>'
-            for each in step.examples.get(reason, ())
-        )
+        shown = "".join(map(_example, step.examples.get(reason, ())))
         found.append(
             f"<details><summary>{escape(step.name)}: <b>{escape(reason)}</b>, {count(number)}</summary>{shown}</details>"
         )
     return "\n".join(found)
+
+
+def _example(example: Example) -> str:
+    where = " · ".join(escape(part) for part in (example.id, example.detail) if part)
+    text = f"<pre>{escape(example.text)}</pre>" if example.text else ""
+    return f'<div><div class="dim from">{where}</div>{text}</div>'
+
+
+def _scores(report: Report) -> Iterator[str]:
+    """Tables of one step have one title."""
+    for title, of_step in groupby(scores(report), key=itemgetter(0)):
+        yield f"<h2>{escape(title)}</h2>"
+        yield from (_table(columns, written) for _, columns, written in of_step)
 
 
 def _shares(report: Report) -> str:
@@ -162,14 +185,13 @@ def _cells(report: Report, epochs: Mapping[str, float] | None) -> str:
     return _table(("cell", "read>", "cleaned>", "kept>", "text kept>", "training tokens>", "held-out>", "times>"), rows)
 
 
-def _histogram(values: Histogram) -> str:
-    most = max(values.counts, default=0)
-    rows = "".join(
-        f'<tr><td class="n">{label}</td><td class="n">{count(number)}</td>'
-        f'<td class="b"><div class="bar" style="width:{100 * number / most:.1f}%"></div></td></tr>\n'
-        for label, number in bins(values)
-    )
-    return f"<table>{rows}</table>"
+def _histogram(of: str, values: Histogram, counted: str = "documents") -> str:
+    rows = [(label, count(number)) for label, number in bins(values)]
+    return _table((f"{of}>", f"{counted}>"), rows, _bars([number for _, number in bins(values)]))
+
+
+def _bars(numbers: Sequence[int]) -> list[float]:
+    return [number / max(*numbers, 1) for number in numbers]
 
 
 def _tokenizer(report: Report) -> str:

@@ -1,6 +1,8 @@
 """A data set's report as a page of the terminal. Pure functions of the report."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -30,8 +32,9 @@ def page(report: Report, tokens: int | None, epochs: Mapping[str, float] | None)
         parts += _section("Why documents were dropped", _reasons(report.steps))
     if any(step.grades for step in report.steps):
         parts += _section("Grades, from 0 (poor) to 4 (good)", _written(GRADE_COLUMNS, grades(report)))
-    for title, columns, written in scores(report):
-        parts += _section(title, _written(columns, written))
+    for title, of_step in groupby(scores(report), key=itemgetter(0)):
+        tables = (part for _, columns, written in of_step for part in (_written(columns, written), Text()))
+        parts += _section(title, Group(*list(tables)[:-1]))
     if report.classifiers:
         parts += _section("Classifiers", _written(CLASSIFIER_COLUMNS, classifiers(report)))
     parts += _section("Shares of the text", _shares(report))

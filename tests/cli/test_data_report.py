@@ -19,7 +19,7 @@ from api.cli.report_page import OVERLAP_TITLE, bins, classifiers, grades, page, 
 from data.classifier.figures import ClassifierFigures, HeadFigures, LanguageFigures
 from data.executors import SerialExecutor
 from data.prepare import prepare
-from data.report import Histogram, ReferenceFigures, Report
+from data.report import Amount, Example, Histogram, ReferenceFigures, Report, Step
 from data.spec import DataSpec, TokenizerSpec
 from service.views import JobView, Page
 
@@ -257,3 +257,17 @@ def test_bins_are_labelled_and_empty_ends_left_out() -> None:
 def test_examples_are_one_printable_line() -> None:
     assert shorten("a\n\x1b[31mb\tc", 20) == "a [31mb c"
     assert shorten("x" * 30, 10) == "x" * 9 + "…"
+
+
+def test_the_page_shows_where_an_example_lay_and_no_text_where_there_is_none(data_set: Path) -> None:
+    report = Report.read(data_set)
+    examples = {"email": (Example(id="a.jsonl:7", detail="at byte 9", text=""), Example(id="a.jsonl:8", detail="", text="x"))}
+    step = Step(name="personal_data", came=Amount(documents=2), drops={"email": 2}, examples=examples)
+    shown = document(report.model_copy(update={"steps": (step,)}), None, None)
+    assert "a.jsonl:7 · at byte 9" in shown
+    assert shown.count("<pre>") == 1
+
+
+def test_the_funnel_draws_how_many_documents_came_to_each_step(data_set: Path) -> None:
+    widths = re.findall(r'class="bar" style="width:([\d.]+)%"', document(Report.read(data_set), None, None))
+    assert widths[:5] == ["100.0", "100.0", "100.0", "97.6", "92.7"]  # 41, 41, 41, 40 and 38 documents
