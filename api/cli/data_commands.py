@@ -99,7 +99,19 @@ def _locate(url: str | None, where: str) -> tuple[Path, int | None]:
     directory = job_directory(Settings.read().home, job.id)
     if not directory.is_dir():
         raise NoDataSet(f"this machine does not see {directory}; run `manta data report` where the job's storage is")
-    return _in_directory(directory), _tokens_of(job)
+    try:
+        return _in_directory(directory), _tokens_of(job)
+    except NoDataSet as error:
+        raise _not_yet(job) or error from error
+
+
+def _not_yet(job: "JobView") -> NoDataSet | None:
+    """Why a job has no data set, as far as its state says."""
+    if job.state == "succeeded":
+        return None
+    if job.state in ("failed", "cancelled"):
+        return NoDataSet(f"{job.name} {job.state} before its data set was whole; `manta show {job.name}` says more")
+    return NoDataSet(f"{job.name} is {job.state}: its report comes with its data set; `manta watch {job.name}` follows it")
 
 
 def _tokens_of(job: "JobView") -> int | None:

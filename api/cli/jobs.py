@@ -91,6 +91,8 @@ def _print_end(job: "JobView") -> None:
         stdout().print(pages.failure_text(job.failure))
     elif job.result:
         stdout().print(pages.result_table(job.result))
+    elif job.kind == "data" and job.state == "succeeded":
+        stderr().print(f"`manta data report {job.name}` shows what became of the documents.", markup=False)
 
 
 @app.command("list")

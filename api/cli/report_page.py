@@ -97,9 +97,10 @@ def _reasons(steps: Sequence[Step]) -> Table:
 
 
 def shorten(text: str, most: int) -> str:
-    """One line of printable characters, cut with an ellipsis."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
+    """One line of printable characters, at most so many columns wide (a Chinese character has two), cut with an ellipsis."""
+    line = Text(" ".join("".join(c if c.isprintable() else " " for c in text).split()))
+    line.truncate(most, overflow="ellipsis")
+    return line.plain
 
 
 def _written(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -165,6 +165,16 @@ def test_a_failed_job_s_watch_ends_with_what_went_wrong(service: FakeService, jo
     assert "/data_pipeline/sources/0/path" in ended.stdout
 
 
+@pytest.mark.parametrize(
+    ("kind", "state", "told"), [("data", "succeeded", True), ("data", "failed", False), ("train", "succeeded", False)]
+)
+def test_the_watch_of_a_data_job_ends_with_how_to_see_its_data(
+    kind: str, state: str, told: bool, service: FakeService, job: Callable[..., JobView]
+) -> None:
+    service.add(job(id="abc", name="texts", kind=kind, state=state))
+    assert ("`manta data report texts` shows" in manta("watch", "abc").stderr) == told
+
+
 def test_ctrl_c_leaves_a_watched_job_alone(service: FakeService, job: Callable[..., JobView], monkeypatch: Any) -> None:
     service.add(job(id="abc"))
 

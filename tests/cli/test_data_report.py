@@ -248,6 +248,20 @@ def test_a_job_whose_storage_is_elsewhere_is_said(home: Path) -> None:
     assert "this machine does not see" in json.loads(ended.stderr)["detail"]
 
 
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [("preparing", "is preparing: its report comes"), ("failed", "failed before its data set"), ("succeeded", "no data set")],
+)
+def test_a_job_without_a_data_set_says_why(
+    state: str, words: str, home: Path, job: Callable[..., JobView], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "connect", lambda url: FakeClient(job(state=state)))
+    (home / "jobs" / "j-8c1f02aa").mkdir(parents=True)
+    ended = manta("j-8c1f02aa", "-o", "json")
+    assert (ended.exit_code, json.loads(ended.stderr)["code"]) == (1, "data_set_not_found")
+    assert words in json.loads(ended.stderr)["detail"]
+
+
 def test_bins_are_labelled_and_empty_ends_left_out() -> None:
     assert bins(Histogram.of([2, 9, 9])) == [("2-3", 1), ("4-7", 0), ("8-15", 2)]
     assert bins(Histogram.of([0, 1])) == [("0-1", 2)]
@@ -257,6 +271,7 @@ def test_bins_are_labelled_and_empty_ends_left_out() -> None:
 def test_examples_are_one_printable_line() -> None:
     assert shorten("a\n\x1b[31mb\tc", 20) == "a [31mb c"
     assert shorten("x" * 30, 10) == "x" * 9 + "…"
+    assert shorten("山水" * 30, 11) == "山水山水山…"
 
 
 def test_the_page_shows_where_an_example_lay_and_no_text_where_there_is_none(data_set: Path) -> None:
