@@ -1,22 +1,19 @@
 """Cleaned parts outlive the preparation that made them: the next one that reads the same files in the same way takes them.
 
-They lie in ``.cleaned`` beside the prepared data sets, each under the hash of what decides its bytes. A preparation claims its
-parts before it makes any; when one is over, what no data set or unfinished preparation claims is removed. Whoever wants the
-space may delete the folder when nothing is being prepared.
+They lie in ``.cleaned`` beside the prepared data sets, each under the hash of what decides its bytes; ``data/leftovers.py`` has
+the rule by which they go. Whoever wants the space may delete the folder when nothing is being prepared.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 
 import xxhash
 from pydantic import TypeAdapter
 
 from data import stdlib
 from data.dedup.spec import NearSpec
-from data.files import TEMPORARY_PREFIX, checksum, write_atomically
-from data.locks import locked
+from data.files import checksum
 from data.manifest import FORMAT
 from data.sources import InputFile
 from data.sources.listing import versions
@@ -24,7 +21,6 @@ from data.spec import DataSpec, SourceSpec
 from data.stages.registry import DISTRIBUTIONS, FOLDERS, StageSpec
 
 FOLDER = ".cleaned"
-_CLAIMS = "claims"
 _SETTINGS: TypeAdapter[tuple[StageSpec, ...]] = TypeAdapter(tuple[StageSpec, ...])
 # Settings of near duplicates that no signature depends on.
 _AFTER_SIGNATURES = {"keep", "memory_bytes", "min_agreement", "hamming", "blocks"}
@@ -67,43 +63,3 @@ def part_name(
         [[file.path, file.size, file.digest, file.extent] for file in files],
     ]
     return f"documents-{xxhash.xxh3_128_hexdigest(json.dumps(settings).encode())}.arrow"
-
-
-def claim(root: Path, identity: str, parts: Iterable[Path], pulse: Callable[[], None]) -> None:
-    """Keeps parts, made or not, as long as the data set of that identity or its unfinished preparation is there."""
-    path, claimed = root / FOLDER / _CLAIMS / identity, json.dumps(sorted({part.stem for part in parts})).encode()
-    with locked(root / f"{FOLDER}.lock", pulse):
-        if not path.is_file() or path.read_bytes() != claimed:
-            write_atomically(path, claimed)
-
-
-def tidy(root: Path, pulse: Callable[[], None], failed: bool = False) -> None:
-    """Removes the parts that nobody claims, and what killed tasks left of parts that nobody makes now.
-
-    Args:
-        failed: a preparation failed: parts that nobody claims any more stay until one succeeds, which may take them.
-    """
-    folder = root / FOLDER
-    with locked(root / f"{FOLDER}.lock", pulse):
-        claimed: set[str] = set()
-        under_way: set[str] = set()
-        for path in (folder / _CLAIMS).glob("*"):
-            unfinished = (root / f"{path.name}.partial").is_dir()
-            if unfinished or (root / path.name).is_dir():
-                parts = json.loads(path.read_bytes())
-                claimed.update(parts)
-                under_way.update(parts if unfinished else ())
-            elif not failed or path.name.startswith(TEMPORARY_PREFIX):
-                path.unlink(missing_ok=True)
-        for path in sorted(folder.glob(f"{TEMPORARY_PREFIX}*")):
-            if _part_of(path) not in under_way:
-                path.unlink(missing_ok=True)
-        unclaimed = [] if failed else [path for path in folder.glob("documents-*") if _part_of(path) not in claimed]
-        # Markers first: a part without one is made again.
-        for path in sorted(unclaimed, key=lambda path: path.suffix != ".json"):
-            path.unlink(missing_ok=True)
-
-
-def _part_of(path: Path) -> str:
-    """The stem of the part that a file belongs to, or is to become."""
-    return path.name.removeprefix(TEMPORARY_PREFIX).partition(".")[0]

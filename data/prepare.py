@@ -23,9 +23,9 @@ from data import dropped
 from data.build_inputs import inputs_of
 from data.build_manifest import manifest_of
 from data.build_report import licences_of, summarise
-from data.classifier.learn import Lesson, classifiers, learn, list_lessons
+from data.classifier.learn import Lesson, classifiers, learn, list_lessons, path_of
 from data.cleaned import FOLDER as CLEANED
-from data.cleaned import claim, clean_versions, tidy
+from data.cleaned import clean_versions
 from data.corpus import Corpus, cells, clean_tasks
 from data.dataset import PackedDataset
 from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
@@ -35,6 +35,7 @@ from data.errors import MantaError, SourceError
 from data.executors import Executor
 from data.files import TEMPORARY_PREFIX, checksum, sync_directory, write_atomically
 from data.funnel import FirstExamples
+from data.leftovers import claim, discard, lock_of, tidy
 from data.lexicon import read_lexicon
 from data.locks import locked
 from data.manifest import (
@@ -116,7 +117,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
     lexicon = read_lexicon(tokenizer.lexicon) if tokenizer.lexicon is not None else ()
     identity = _identity(data, tokenizer, [*files, *test_files], lexicon, lessons)
     final = root / identity
-    with locked(root / f".{identity}.lock", _pulse(on_progress, waiting=True)):
+    with locked(lock_of(root, identity), _pulse(on_progress, waiting=True)):
         work = root / f"{identity}.partial"
         if (work / FILE_NAME).is_file():  # stopped when all was done but the tidying
             _commit(work, final)
@@ -125,9 +126,10 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             _report_reuse(prepared.manifest, on_progress)
             return prepared
         try:
+            work.mkdir(parents=True, exist_ok=True)
+            claim(root, identity, [path_of(lesson, root) for lesson in lessons], pulse)
             data = learn(data, lessons, root, executor)
             tasks = list(clean_tasks(data, files, root / CLEANED))
-            work.mkdir(parents=True, exist_ok=True)
             claim(root, identity, [task.part for task in tasks], pulse)
             corpus, cleaned = _documents(data, tasks, test_files, work / _SCRATCH, executor, on_progress)
             on_progress(Progress("tokenizer", 0, 1, "model"))
@@ -137,7 +139,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             require_cells(data, packed)
         except MantaError:
             # The same input will never do; what is mended has another identity. (Storage that fails raises OSError.)
-            _discard(work)
+            discard(work)
             tidy(root, pulse, failed=True)
             raise
         manifest = manifest_of(identity, data, tokenizer, corpus, packed, files, model, work)
@@ -317,12 +319,3 @@ def _commit(work: Path, final: Path) -> None:
     sync_directory(work)
     work.rename(final)
     sync_directory(final.parent)
-
-
-def _discard(work: Path) -> None:
-    """Takes the name away first: half a directory, with markers of what has gone from it, is no preparation to go on with."""
-    waste = work.with_suffix(".waste")
-    shutil.rmtree(waste, ignore_errors=True)
-    if work.exists():
-        work.rename(waste)
-        shutil.rmtree(waste, ignore_errors=True)

@@ -31,7 +31,7 @@ from data.spec import DataSpec, SourceSpec
 from data.stages.registry import make_learner
 from data.stages.text import primary
 
-_FOLDER = ".classifiers"
+FOLDER = ".classifiers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def learn(data: DataSpec, lessons: Sequence[Lesson], root: Path, executor: Execu
         SourceError: a file changed while it was read.
         TrainingError: there are too few examples, or of one kind only, in every language.
     """
-    paths = {lesson.stage: _path(lesson, root) for lesson in lessons}
+    paths = {lesson.stage: path_of(lesson, root) for lesson in lessons}
     tasks = [
         LearnTask(index, lesson, paths[lesson.stage])
         for index, lesson in enumerate(lesson for lesson in lessons if not paths[lesson.stage].is_file())
@@ -156,10 +156,11 @@ def classifiers(data: DataSpec) -> Iterator[ClassifierFigures]:
             yield figures
 
 
-def _path(lesson: Lesson, root: Path) -> Path:
+def path_of(lesson: Lesson, root: Path) -> Path:
+    """Where its classifier lies, trained or not."""
     if lesson.spec.trained is not None:
         return Path(lesson.spec.trained.path).absolute()
-    return root / _FOLDER / f"{lesson.identity}.safetensors"
+    return root / FOLDER / f"{lesson.identity}.safetensors"
 
 
 def teach(task: LearnTask) -> LearnResult:

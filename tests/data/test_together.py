@@ -1,7 +1,9 @@
 """Several preparations at once below one root: the same data set, or others of the same files."""
 
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +107,28 @@ def test_a_lock_that_a_killed_process_left_is_no_lock(tmp_path: Path) -> None:
 
         with locked(tmp_path / "lock", pulse):
             pass
+
+
+def test_a_lock_goes_with_its_holder_and_still_keeps_others_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.locks._POLL_SECONDS", 0.0)
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(100):
+            with locked(tmp_path / "lock", lambda: None):
+                inside.append(number)
+                most.append(len(inside))
+                os.sched_yield()
+                inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 400
+    assert not (tmp_path / "lock").exists()
 
 
 def test_different_data_sets_of_the_same_files_are_prepared_at_once(spec: DataSpec, tmp_path: Path) -> None:
