@@ -29,18 +29,24 @@ def read(path: Path, name: str | None = None) -> dict[str, Any]:
 
 
 def with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Sources, tokenizer, lexicon and ``init_from`` of ``document`` seen from ``base``: the service runs elsewhere. Other
-    shapes pass unchanged."""
+    """Every ``path`` of the data pipeline (sources, examples, classifiers, test sets), tokenizer, lexicon and ``init_from`` of
+    ``document`` seen from ``base``: the service runs elsewhere. Other shapes pass unchanged."""
     resolved = dict(document)
-    pipeline = document.get("data_pipeline")
-    if isinstance(pipeline, dict) and isinstance(pipeline.get("sources"), list):
-        sources = [_absolute(source, base) for source in pipeline["sources"]]
-        resolved["data_pipeline"] = {**pipeline, "sources": sources}
+    if "data_pipeline" in document:
+        resolved["data_pipeline"] = _all_absolute(document["data_pipeline"], base)
     if isinstance(document.get("tokenizer"), dict):
         resolved["tokenizer"] = _absolute(_absolute(document["tokenizer"], base), base, "lexicon")
     if _is_relative(document.get("init_from")):
         resolved["init_from"] = str(base / document["init_from"])
     return resolved
+
+
+def _all_absolute(part: Any, base: Path) -> Any:
+    if isinstance(part, list):
+        return [_all_absolute(each, base) for each in part]
+    if isinstance(part, dict):
+        return _absolute({key: _all_absolute(each, base) for key, each in part.items()}, base)
+    return part
 
 
 def _absolute(part: Any, base: Path, key: str = "path") -> Any:
