@@ -50,6 +50,12 @@ def write_columns(
     return {name: _mapped(folder / name, kind, "r") for name, kind in kinds.items()}
 
 
+def filtered(path: Path, column: npt.NDArray[Value], keep: npt.NDArray[np.bool_]) -> npt.NDArray[Value]:
+    """The column of what is kept."""
+    pieces = ([column[span][keep[span]]] for span in spans(len(column)))
+    return write_columns(path.parent, {path.name: column.dtype.type}, pieces)[path.name]
+
+
 def _created(path: Path) -> BinaryIO:
     path.unlink(missing_ok=True)  # who has mapped what was there before keeps it
     return path.open("wb")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.aside import keep_aside
-from data.columns import spans, write_columns
+from data.columns import filtered, new_column, spans, write_columns
 from data.corpus import Corpus, Documents, cells
 from data.decontamination.choose import decontaminate
 from data.decontamination.overlaps import ReferenceSet
@@ -53,16 +53,18 @@ def make_corpus(
 
     kept = cleaned.take(duplicates.keep, folder / "kept")
     cluster_hash_N = _cluster_hashes(cleaned, duplicates, folder)
-    held_out_N = held_out(cluster_hash_N, kept.cell_N, data.held_out_fraction, data.seed)
+    held_out_N = new_column(folder / "held_out", np.bool_, len(kept))
+    held_out(cluster_hash_N, kept.cell_N, data.held_out_fraction, data.seed, out=held_out_N)
     funnel = (*funnel_of(data, results), duplicates.count(cleaned))
     figures: tuple[ReferenceFigures, ...] = ()
     asides = [duplicates.aside(cleaned)] if data.keep_dropped else []
     if data.decontaminate is not None:
         found = decontaminate(data.decontaminate, benchmarks, kept, held_out_N, folder / "overlaps", executor, pulse)
-        _require_training(data, kept.cell_N[~held_out_N], kept.cell_N[found.keep & ~held_out_N])
+        _require_training(data, kept, held_out_N, found.keep)
         funnel, figures, asides = (*funnel, found.count), found.figures, [*asides, found.aside]
-        kept, cluster_hash_N = kept.take(found.keep, folder / "decontaminated"), cluster_hash_N[found.keep]
-        held_out_N = held_out_N[found.keep]
+        kept = kept.take(found.keep, folder / "decontaminated")
+        cluster_hash_N = filtered(folder / "decontaminated" / "cluster_hash", cluster_hash_N, found.keep)
+        held_out_N = filtered(folder / "decontaminated" / "held_out", held_out_N, found.keep)
     clusters, largest_cluster = duplicates.sizes(folder)
     corpus = Corpus(
         parts=kept.parts,
@@ -73,7 +75,7 @@ def make_corpus(
         bytes_N=kept.bytes_N,
         cell_N=kept.cell_N,
         held_out_N=held_out_N,
-        segment_N=_segments(data, kept, cluster_hash_N, held_out_N),
+        segment_N=_segments(data, kept, cluster_hash_N, held_out_N, folder),
         clusters=clusters,
         largest_cluster=largest_cluster,
         funnel=funnel,
@@ -95,24 +97,23 @@ def _cluster_hashes(cleaned: Documents, duplicates: Duplicates, folder: Path) ->
     return write_columns(folder, {"cluster_hash": np.uint64}, pieces)["cluster_hash"]
 
 
-def _segments(data: DataSpec, documents: Documents, cluster_hash_N: U64, held_out_N: Mask) -> Ints:
-    segment_N = np.full(len(documents), len(data.segments) - 1)
-    train = np.flatnonzero(~held_out_N)
+def _segments(data: DataSpec, documents: Documents, cluster_hash_N: U64, held_out_N: Mask, folder: Path) -> Ints:
+    out = new_column(folder / "segment", np.int64, len(documents))
     fractions = [segment.fraction for segment in data.segments]
-    sizes, cells_ = documents.bytes_N[train], documents.cell_N[train]
-    segment_N[train] = partition(cluster_hash_N[train], sizes, cells_, fractions, data.seed)
-    return segment_N
+    return partition(cluster_hash_N, documents.bytes_N, documents.cell_N, fractions, data.seed, held_out_N, out)
 
 
 def _require_each_cell(
     data: DataSpec, results: list[CleanResult], cell_P: Ints, cleaned: Documents, duplicates: Duplicates
 ) -> None:
-    kept_C = np.zeros(len(cells(data)), np.int64)
+    came_C, kept_C = np.zeros((2, len(cells(data))), np.int64)
     for span in spans(len(cleaned)):
-        kept_C += np.bincount(cleaned.cell_N[span][duplicates.keep[span]], minlength=len(kept_C))
+        cell_K = cleaned.cell_N[span]
+        came_C += np.bincount(cell_K, minlength=len(came_C))
+        kept_C += np.bincount(cell_K[duplicates.keep[span]], minlength=len(kept_C))
     empty = np.flatnonzero(kept_C == 0).tolist()
     for cell in empty:
-        dropped = int((cleaned.cell_N == cell).sum())
+        dropped = int(came_C[cell])
         taken = StageCount("deduplicate", dropped, drops={"duplicate": dropped} if dropped else {})
         _nothing_left(data, empty, (*funnel_of(data, (results[task] for task in np.flatnonzero(cell_P == cell))), taken))
 
@@ -133,14 +134,17 @@ def _nothing_left(data: DataSpec, empty: list[int], funnel: Funnel) -> None:
     )
 
 
-def _require_training(data: DataSpec, before: Ints, after: Ints) -> None:
+def _require_training(data: DataSpec, documents: Documents, held_out_N: Mask, keep: Mask) -> None:
     """
     Args:
-        before: cells of the training documents before decontamination.
-        after: and of those that it left.
+        keep: of the documents, what decontamination leaves.
     """
     names = list(cells(data))
-    before_C, after_C = (np.bincount(each, minlength=len(names)) for each in (before, after))
+    before_C, after_C = np.zeros((2, len(names)), np.int64)
+    for span in spans(len(documents)):
+        cell_K, train = documents.cell_N[span], ~held_out_N[span]
+        before_C += np.bincount(cell_K[train], minlength=len(names))
+        after_C += np.bincount(cell_K[train & keep[span]], minlength=len(names))
     empty = np.flatnonzero((before_C > 0) & (after_C == 0)).tolist()
     for cell in empty:
         raise NotEnoughData(
@@ -153,8 +157,9 @@ def _require_training(data: DataSpec, before: Ints, after: Ints) -> None:
 def _require_documents(data: DataSpec, corpus: Corpus) -> None:
     names = list(cells(data))
     count_CS = np.zeros((len(names), len(data.segments)), np.int64)
-    for cell, number in np.ndindex(count_CS.shape):
-        count_CS[cell, number] = ((corpus.cell_N == cell) & ~corpus.held_out_N & (corpus.segment_N == number)).sum()
+    for span in spans(len(corpus)):
+        train = ~corpus.held_out_N[span]
+        np.add.at(count_CS, (corpus.cell_N[span][train], corpus.segment_N[span][train]), 1)
     empty = np.flatnonzero((count_CS == 0).any(axis=1)).tolist()
     for cell in empty:
         number = int(count_CS[cell].argmin())

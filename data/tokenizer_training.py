@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from data.corpus import Corpus, cells
 from data.executors import Executor
 from data.files import write_atomically
@@ -53,11 +51,10 @@ def make_tokenizer(
 
 
 def _task(spec: TokenizerSpec, lexicon: Sequence[str], data: DataSpec, corpus: Corpus, path: Path) -> TokenizerTask:
-    of_train = np.flatnonzero(~corpus.held_out_N)
     weights = list(cells(data).values())
     shares = [weight / sum(weights) for weight in weights]
-    figures = corpus.hash_N[of_train], corpus.bytes_N[of_train], corpus.cell_N[of_train]
-    chosen = of_train[sample(*figures, shares, spec.sample_bytes, data.seed)]
+    figures = corpus.hash_N, corpus.bytes_N, corpus.cell_N
+    chosen = sample(*figures, shares, spec.sample_bytes, data.seed, corpus.held_out_N)
     return TokenizerTask(
         index=0,
         path=path,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.columns import spans
+from data.columns import new_column, spans
 from data.corpus import Documents
 from data.dedup import near
 from data.dedup.clusters import Duplicates, find_duplicates
@@ -22,7 +22,7 @@ from data.dedup.spec import DeduplicateSpec, ExactSpec, MinHashSpec, NearSpec, S
 from data.dedup.union import find, first_of_clusters, union
 from data.executors import SerialExecutor
 from data.files import mix64
-from data.selection import Ints
+from data.selection import Ints, held_out, partition, sample
 
 Made = TypeVar("Made")
 
@@ -208,3 +208,24 @@ def test_a_band_that_very_many_documents_share_costs_few_comparisons_and_hardly_
     recall = pairs_joined(pairs, count, [(i, i + 1) for i in range(0, count, 2)])
     assert recall > 0.999  # 1 - 0.25^13
     assert counting.compared < (MOST_OF_A_KEY + 14) * count
+
+
+@pytest.mark.parametrize("count", [100_000, 400_000])
+def test_what_the_split_and_the_samples_hold_does_not_grow_with_the_corpus(count: int, tmp_path: Path) -> None:
+    cells, sizes = np.arange(count) % 3, np.arange(count) % 100
+    documents = documents_of(tmp_path, mix64(np.arange(count, dtype=np.uint64)))
+    held_out_N = new_column(tmp_path / "held_out", np.bool_, count)
+    segment_N = new_column(tmp_path / "segment", np.int64, count)
+
+    def select() -> Ints:
+        held_out(documents.hash_N, cells, 0.1, 0, held_out_N)
+        partition(documents.hash_N, sizes, cells, [0.5, 0.5], 0, held_out_N, segment_N)
+        documents.take(held_out_N, tmp_path / "taken")
+        return sample(documents.hash_N, sizes, cells, [0.5, 0.3, 0.2], 100_000, 0, held_out_N)
+
+    chosen, peak = peak_of(select)
+    assert peak < 8 * 2**20
+    assert abs(held_out_N.mean() - 0.1) < 0.01
+    assert not held_out_N[chosen].any()
+    assert abs(sizes[chosen].sum() - 100_000) < 1000
+    assert abs(segment_N[~held_out_N].mean() - 0.5) < 0.01
