@@ -25,8 +25,8 @@ _WIDTHS = (16, 64, 256)
 """States that are kept; the next number is tried where one does not do. The first does for nearly every mix."""
 _MAKING = 8
 """Batches in the making that are kept, for each state: every so many of all, since those that are alike fail alike."""
-_TOGETHER = 256
-"""Subsets that rows have at most if they are taken together."""
+_TOGETHER = 64
+"""Subsets that rows taken together have at most; the first ones, which few states choose from, ``_MAKING`` times as many."""
 _WORD_BITS = 63
 _LONGEST_ROW = 10
 
@@ -98,7 +98,8 @@ class _Beam:
         """Rows; small ones are taken together, which is faster."""
         rows: list[_Row] = []
         for row in map(self._row, range(len(self.table.rows))):
-            if rows and len(rows[-1].extra_O) * len(row.extra_O) <= _TOGETHER:
+            most = _TOGETHER * (_MAKING if len(rows) == 1 else 1)
+            if rows and len(rows[-1].extra_O) * len(row.extra_O) <= most:
                 rows[-1] = self._together(rows[-1], row)
             else:
                 rows.append(row)

@@ -1,9 +1,10 @@
 """The order of samples: a permutation of every epoch, an exact mix, and no dependence on who reads it."""
 
+import math
 import random
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,41 @@ def test_where_a_narrow_search_finds_nothing_a_wider_one_is_made(monkeypatch: py
         narrow.setattr(beam, "_WIDTHS", beam._WIDTHS[:1])
         assert beam.search(Table(parts, 91, lines)) is None
     assert furthest_in_batches(batch_counts(parts, 91, lines), parts, lines)[1] < 1
+
+
+def schedulable(parts: list[Fraction], size: int, lines: list[tuple[str, str]]) -> bool:
+    """Whether there are batches, each and the first n for all n rounded, tried out one and all: only for small tables."""
+    groups = [[i == c for i in range(len(parts))] for c in range(len(parts))]
+    groups += [[line[kind] == name for line in lines] for kind in (0, 1) for name in {line[kind] for line in lines}]
+    exact = [size * sum(part for part, inside in zip(parts, members, strict=True) if inside) for members in groups]
+
+    def rounded(rows: tuple[int, ...], batches: int) -> bool:
+        sums = [sum(n for n, inside in zip(rows, members, strict=True) if inside) for members in groups]
+        return all(abs(n - batches * x) < 1 for n, x in zip(sums, exact, strict=True))
+
+    choices = product(*({math.floor(size * part), math.ceil(size * part)} for part in parts))
+    batches = [batch for batch in choices if sum(batch) == size and rounded(batch, 1)]
+    had = {(0,) * len(parts)}
+    for n in range(1, math.lcm(*(x.denominator for x in exact)) + 1):
+        after = {tuple(a + b for a, b in zip(rows, batch, strict=True)) for rows in had for batch in batches}
+        had = {rows for rows in after if rounded(rows, n)}
+    return bool(had)
+
+
+# Eight cells in four languages and three domains, six batches of six rows.
+NEVER = (8, 8, 9, 3, 2, 1, 2, 3), ("zh web", "en web", "en papers", "en code", "de code", "fr papers", "fr code", "de web")
+
+
+@pytest.mark.parametrize(("size", "possible"), [(6, False), (5, True), (7, True)])
+def test_there_are_mixes_whose_batches_cannot_all_be_rounded_and_they_are_one_row_off(size: int, possible: bool) -> None:
+    weights, names = NEVER
+    parts = [Fraction(weight, sum(weights)) for weight in weights]
+    lines = [(language, domain) for language, domain in (name.split() for name in names)]
+    assert schedulable(parts, size, lines) == possible
+    in_one, in_all = furthest_in_batches(batch_counts(parts, size, lines), parts, lines)
+    assert in_one < 1
+    assert (in_all < 1) == possible
+    assert in_all <= 1
 
 
 def test_the_schedule_is_the_same_everywhere() -> None:
