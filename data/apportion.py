@@ -6,11 +6,11 @@ A cell lies in one line of each of two kinds, its language and its domain. For c
   rounding of a two-way table (Cox 1987).
 - *The first n batches together* have floor(n x) or ceil(n x), for every n. Fair scheduling of periodic tasks (Baruah, Cohen,
   Plaxton, Varvel, "Proportionate progress", Algorithmica 1996) gives that for cells alone. For both kinds of lines at once it
-  is the scheduling of a crossbar switch, where it is not known whether a schedule always exists (Giles and Hajek, "Scheduling
-  multirate periodic traffic in a packet switch", 1997). So it is searched for: ``data/beam.py``.
+  is like the scheduling of a crossbar switch (Giles and Hajek, "Scheduling multirate periodic traffic in a packet switch",
+  1997), and few tables, but some, have no such schedule: the tests have one. So it is searched for: ``data/beam.py``.
 
-Where none is found, which is a matter of tables too large for the search, batches are made one by one, the most urgent first.
-They keep the first bound; the second is off by some rows, and the log says by how many.
+Where none is found, since there is none or the table is too large to search, batches are made one by one, the most urgent first.
+They keep the first bound; the second may be off by some rows, and the log says by how many.
 
 Legend: C cells, K batches in the period after which the pattern repeats, Q = cells and lines.
 """

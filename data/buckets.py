@@ -98,6 +98,7 @@ class BucketOrder:
         self._state: dict[str, int | str] = {
             "seed": seed,
             "micro_batch_tokens": tokens,
+            "mixture": "-".join(str(order.state()["mixture"]) for order in self._orders),
             "manifest": manifest.hash,
             "curriculum": curriculum.fingerprint(),
         }
