@@ -1,14 +1,19 @@
 """What an attempt that is over left on disk: reports that it could not send, and the end of its log."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from data.files import write_atomically
+from service.journal import read_journal, write_journal
+from service.models import Job
 from service.policies import Decision
 from service.reports import Reports, StaleAttempt
-from workers.attempt import Report
+from service.store import Store
+from workers.attempt import JOURNAL, Report
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +25,7 @@ def collect_reports(reports: Reports, job_dir: Path, job_id: str, attempt: int) 
     """Store what the attempt's reporters had spooled and not sent (``attempts/N/spool/*.jsonl``), so that no figure is lost
     when the service was away at the end. Returns how many reports were found that are not marked as sent; those that were
     sent all the same are known and change nothing. What cannot be read or taken is logged and passed over."""
-    found: list[Report] = []
-    for path in sorted((job_dir / "attempts" / str(attempt) / "spool").glob("*.jsonl")):
-        try:
-            found += _unsent(path)
-        except OSError as error:
-            logger.warning("job %s: what attempt %s left behind cannot be read: %s", job_id, attempt, error)
+    found = left_behind(job_dir, attempt)
     if not found:
         return 0
     try:
@@ -34,6 +34,17 @@ def collect_reports(reports: Reports, job_dir: Path, job_id: str, attempt: int) 
         logger.warning("job %s: reports that attempt %s left behind were not taken: %s", job_id, attempt, error)
         return 0
     return len(found)
+
+
+def left_behind(job_dir: Path, attempt: int) -> list[Report]:
+    """The reports that an attempt spooled and did not mark as sent."""
+    found: list[Report] = []
+    for path in sorted((job_dir / "attempts" / str(attempt) / "spool").glob("*.jsonl")):
+        try:
+            found += _unsent(path)
+        except OSError as error:
+            logger.warning("what attempt %s left in %s cannot be read: %s", attempt, path, error)
+    return found
 
 
 def _unsent(spool: Path) -> list[Report]:
@@ -50,6 +61,22 @@ def _unsent(spool: Path) -> list[Report]:
         if report.sequence > sent:
             found.append(report)
     return found
+
+
+def hand_over(store: Store, job_dir: Path, job: Job) -> None:
+    """Write the journal for the driver of the job's next attempt. What its last attempt left on disk is taken first, also
+    where that attempt was given up for lost: a trial that it began must not be begun again as another.
+
+    Raises OSError when the disk is full.
+    """
+    with store.write() as session:
+        for report in left_behind(job_dir, job.attempt):
+            if report.kind == "journal":
+                write_journal(session, job.id, report.data["first"], report.data["lines"])
+        lines = read_journal(session, job.id)
+    path = job_dir / "attempts" / str(job.attempt + 1) / JOURNAL
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def log_tail(job_dir: Path, attempt: int) -> list[str]:

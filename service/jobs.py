@@ -19,7 +19,7 @@ from service.models import Attempt, IdempotencyKey, Job
 from service.moves import USER, move, record
 from service.policies import needs
 from service.progress import phase_views
-from service.spec import DataJob, TrainJob
+from service.spec import AnyJob, TrainJob
 from service.states import FINAL, LIVE, IllegalTransition, JobState, Reason
 from service.store import JobNotFound, Store, lock_job, wake_queue
 from service.validation import check_plan
@@ -60,7 +60,7 @@ class Jobs:
         self._max_unfinished = max_unfinished
         self._clock = clock
 
-    def create(self, spec: TrainJob | DataJob, *, idempotency_key: str | None = None) -> Created:
+    def create(self, spec: AnyJob, *, idempotency_key: str | None = None) -> Created:
         """A new queued job. With a known key and the same spec (as it was given, without defaults): the job that the key made.
 
         Raises ``SpecInvalid`` (this version cannot run it), ``IdempotencyConflict`` (same key, other spec), ``TooManyJobs``.
@@ -85,7 +85,7 @@ class Jobs:
             self._store.changed(job.id, lifecycle=True)
         return Created(job_view(job), replayed)
 
-    def _create(self, spec: TrainJob | DataJob, key: str | None, fingerprint: str) -> tuple[Job, bool]:
+    def _create(self, spec: AnyJob, key: str | None, fingerprint: str) -> tuple[Job, bool]:
         now = self._clock()
         with self._store.write() as session:
             if key is not None and (known := _replay(session, key, fingerprint)) is not None:

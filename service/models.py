@@ -195,6 +195,16 @@ class Receipt(Base):
     """Closed ranges, ascending; one range while nothing came out of order."""
 
 
+class JournalLine(Base):
+    """An entry of a study's journal (Optuna's): the one record of its trials."""
+
+    __tablename__ = "journal_lines"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    line: Mapped[dict[str, Any]]
+
+
 class IdempotencyKey(Base):
     __tablename__ = "idempotency_keys"
 

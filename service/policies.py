@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.launcher import TERMINAL, Capacity, LaunchState
-from service.spec import DataJob, TrainJob
+from service.spec import AnyJob, DataJob, TuneJob
 from service.states import JobState, Reason
 
 
@@ -16,11 +16,12 @@ class Needs:
     gpus: float
 
 
-def needs(spec: TrainJob | DataJob) -> Needs:
+def needs(spec: AnyJob) -> Needs:
     if isinstance(spec, DataJob):
         return Needs(1.0, 0.0)
-    workers = spec.world_size
-    return Needs(float(workers * spec.gpu_config.cpus_per_worker), float(workers if spec.gpu_config.gpus_per_node else 0))
+    base, at_once = (spec.base, spec.concurrent_trials) if isinstance(spec, TuneJob) else (spec, 1)
+    workers = base.world_size * at_once
+    return Needs(float(workers * base.gpu_config.cpus_per_worker), float(workers if base.gpu_config.gpus_per_node else 0))
 
 
 @dataclass(frozen=True)

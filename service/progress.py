@@ -2,7 +2,7 @@
 
 from typing import Any, TypedDict
 
-from service.spec import PHASES
+from service.spec import KINDS
 from service.views import PhaseView
 
 WINDOW_SECONDS = 15.0
@@ -51,7 +51,7 @@ def rate(samples: list[list[float]]) -> float | None:
 def phase_views(kind: str, progress: dict[str, Any], *, live: bool) -> list[PhaseView]:
     """The phases that were begun, in the kind's order. A job that is not live has no rate and no time left."""
     views = []
-    for phase in PHASES[kind]:
+    for phase in KINDS[kind].phases:
         kept: PhaseProgress | None = progress.get(phase.value)
         if kept is None:
             continue

@@ -7,7 +7,6 @@ half of one, adds only what is new; and every table has a rule by which the newe
 import hashlib
 import hmac
 import logging
-import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -18,11 +17,13 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from data.errors import MantaError
+from service.journal import write_journal
 from service.models import Attempt, Checkpoint, Event, Job, Metric, Receipt, Worker
 from service.moves import attempt_actor, move
 from service.progress import PhaseProgress, advance
 from service.states import JobState, Reason
 from service.store import Store
+from service.text import clean
 from workers.attempt import Phase, Report, ReportAnswer, ReportBatch
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,11 @@ class _Checkpoint(BaseModel):
     path: str
     bytes: int = Field(default=0, ge=0, le=2**62)
     state: Literal["committed", "deleted"]
+
+
+class _Journal(BaseModel):
+    first: int = Count
+    lines: list[dict[str, Any]]
 
 
 class _Ended(BaseModel):
@@ -185,6 +191,7 @@ _SHAPES: dict[str, type[BaseModel]] = {
     "worker": _Worker,
     "heartbeat": _Heartbeat,
     "checkpoint": _Checkpoint,
+    "journal": _Journal,
     "ended": _Ended,
 }
 
@@ -251,6 +258,8 @@ class _Apply:
                     self._worker(workers, report, data)
                 case _Checkpoint():
                     self._checkpoint(report, data)
+                case _Journal():
+                    write_journal(self.session, self.job.id, data.first, data.lines)
                 case _Ended():
                     self.attempt.outcome, self.attempt.outcome_at = data.outcome, self.now
                 case _ if report.kind == "result":
@@ -296,7 +305,7 @@ class _Apply:
             samples=[[report.time, float(data.done)]],
         )
         self.job.progress = {**self.job.progress, data.phase.value: advance(old, new)}
-        if data.phase is Phase.TRAINING and self.job.state is JobState.PREPARING:
+        if data.phase in (Phase.TRAINING, Phase.TRIALS) and self.job.state is JobState.PREPARING:
             look_at = self.job.look_at  # the supervisor has nothing to do about it
             move(self.session, self.job, JobState.RUNNING, Reason.TRAINING, self.actor, self.now)
             self.job.look_at = look_at
@@ -390,19 +399,3 @@ def _merge(row: dict[str, Any] | None, job_id: str, attempt: int, report: Report
         "at": at,
         "figures": dict(sorted(new.items())),
     }
-
-
-def clean(value: Any) -> Any:
-    """What both databases can hold and UTF-8 can carry: no NUL characters, no lone surrogates, and infinities and NaN as
-    words (JSON has none)."""
-    match value:
-        case str():
-            return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
-        case float() if not math.isfinite(value):
-            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-        case dict():
-            return {clean(str(name)): clean(each) for name, each in value.items()}
-        case list() | tuple():
-            return [clean(each) for each in value]
-        case _:
-            return value

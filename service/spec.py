@@ -1,11 +1,12 @@
 """The job spec: a union discriminated on ``kind``. Each kind is the executing package's own spec, with a name."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from data.spec import DataSpec, TokenizerSpec
 from data.spec_base import Spec
+from tuning.spec import StudySpec
 from workers.attempt import Phase
 from workers.spec import TrainSpec
 
@@ -29,15 +30,37 @@ class DataJob(Spec):
     tokenizer: TokenizerSpec = TokenizerSpec()
 
 
+class TuneJob(StudySpec):
+    """Search over fields of a training job."""
+
+    kind: Literal["tune"] = "tune"
+    name: Name
+
+
+AnyJob = TrainJob | DataJob | TuneJob
+
+
+class Kind(NamedTuple):
+    spec: type[AnyJob]
+    phases: tuple[Phase, ...]
+    """What it goes through, in order."""
+    driver: str
+    """The module that carries out an attempt, given the file of its order."""
+
+
 def _kind(value: Any) -> str:
     return str(value.get("kind", "train") if isinstance(value, dict) else getattr(value, "kind", "train"))
 
 
-JobSpec = Annotated[Annotated[TrainJob, Tag("train")] | Annotated[DataJob, Tag("data")], Discriminator(_kind)]
-JOB_SPEC: TypeAdapter[TrainJob | DataJob] = TypeAdapter(JobSpec)
+JobSpec = Annotated[
+    Annotated[TrainJob, Tag("train")] | Annotated[DataJob, Tag("data")] | Annotated[TuneJob, Tag("tune")],
+    Discriminator(_kind),
+]
+JOB_SPEC: TypeAdapter[AnyJob] = TypeAdapter(JobSpec)
 
-PHASES: dict[str, tuple[Phase, ...]] = {
-    "train": (Phase.DOCUMENTS, Phase.TOKENIZER, Phase.SHARDS, Phase.TRAINING),
-    "data": (Phase.DOCUMENTS, Phase.TOKENIZER, Phase.SHARDS),
+_DATA = (Phase.DOCUMENTS, Phase.TOKENIZER, Phase.SHARDS)
+KINDS = {
+    "train": Kind(TrainJob, (*_DATA, Phase.TRAINING), "workers.driver"),
+    "data": Kind(DataJob, _DATA, "workers.driver"),
+    "tune": Kind(TuneJob, (*_DATA, Phase.TRIALS), "tuning.driver"),
 }
-"""What each kind goes through, in order."""

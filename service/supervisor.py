@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
@@ -24,24 +24,21 @@ from service.jobs import job_directory
 from service.launcher import TERMINAL, Capacity, Launcher, LauncherUnavailable, LaunchStatus
 from service.models import Attempt, Job, Worker
 from service.moves import SUPERVISOR, move, record
+from service.observe import observe, waits_for
 from service.orders import order_path, write_order
 from service.policies import (
     Budgets,
-    Claim,
     Decision,
     Grace,
-    Needs,
-    Observed,
     after_attempt,
-    may_start,
     must_stop,
     next_look,
 )
 from service.reports import Reports, hash_token
+from service.spec import KINDS
 from service.states import LIVE, JobState, Reason
 from service.store import Change, Lease, StaleLease, Store, advisory_lock, give_back, wake_queue
 from workers.attempt import Order
-from workers.spec import ElasticSpec
 
 logger = logging.getLogger(__name__)
 
@@ -168,11 +165,13 @@ class Supervisor:
             self._wait(lease, f"the cluster does not answer: {error.detail}", self._settings.queue_seconds)
             return
         with self._store.read() as session:
-            waits_for = _waits_for(session, job, capacity)
-        if waits_for is not None:
-            self._wait(lease, waits_for, self._settings.queue_seconds)
+            why = waits_for(session, job, capacity)
+        if why is not None:
+            self._wait(lease, why, self._settings.queue_seconds)
             return
         try:
+            if job.kind == "tune":
+                aftermath.hand_over(self._store, job_directory(self._settings.home, job.id), job)
             order = self._write_order(job, job.attempt + 1)
         except OSError as error:
             self._wait(lease, f"cannot write to the job's storage: {error}", self._settings.queue_seconds)
@@ -181,11 +180,11 @@ class Supervisor:
             if _moved_on(job):
                 return
             advisory_lock(session.connection(), "start")  # two supervisors must not give the same CPUs away
-            waits_for = _waits_for(session, job, capacity)
-            if waits_for is None:
+            why = waits_for(session, job, capacity)
+            if why is None:
                 attempt = self._new_attempt(session, job, order)
-        if waits_for is not None:
-            self._wait(lease, waits_for, self._settings.queue_seconds)
+        if why is not None:
+            self._wait(lease, why, self._settings.queue_seconds)
             return
         self._store.changed(job.id, lifecycle=True)
         self._submit(lease, job, attempt)
@@ -265,7 +264,7 @@ class Supervisor:
 
     def _submit(self, lease: Lease, job: Job, attempt: Attempt) -> None:
         path = order_path(job_directory(self._settings.home, job.id), attempt.number)
-        entrypoint = shlex.join([self._settings.python, "-m", "workers.driver", str(path)])
+        entrypoint = shlex.join([self._settings.python, "-m", KINDS[job.kind].driver, str(path)])
         try:
             self._launcher.submit(attempt.submission_id, entrypoint, self._settings.env)
         except LauncherUnavailable as error:
@@ -330,7 +329,7 @@ class Supervisor:
                 attempt.failed_lookups, attempt.failing_since = 0, None
             if stopped:
                 attempt.stopped_at = now
-            seen = _observe(job, attempt, status, now)
+            seen = observe(job, attempt, status, now)
             decision = after_attempt(seen, self._settings.budgets)
             if decision.to is None:
                 give_back(job, now + next_look(seen, now - job.moved_at, _ago(now, attempt.outcome_at)))
@@ -379,35 +378,3 @@ def _moved_on(job: Job) -> bool:
         return False
     give_back(job, 0.0)
     return True
-
-
-def _waits_for(session: Session, job: Job, capacity: Capacity) -> str | None:
-    columns = select(Job.name, Job.cpus, Job.gpus).order_by(Job.queued_at, Job.number)
-    live = [Claim(*row) for row in session.execute(columns.where(Job.state.in_(LIVE), Job.id != job.id))]
-    earlier = or_(Job.queued_at < job.queued_at, and_(Job.queued_at == job.queued_at, Job.number < job.number))
-    able = and_(Job.cpus <= capacity.cpus, Job.gpus <= capacity.gpus)
-    # The first that could run is all that matters: a long queue must not be read once for each job in it.
-    first = session.execute(columns.where(Job.state == JobState.QUEUED, earlier, able).limit(1))
-    ahead = [Claim(*row) for row in first]
-    return may_start(Needs(job.cpus, job.gpus), capacity, live, ahead)
-
-
-def _observe(job: Job, attempt: Attempt, status: LaunchStatus | None, now: float) -> Observed:
-    heard = attempt.reported_at if attempt.reported_at is not None else attempt.created_at
-    never_submitted = attempt.state == "submitting" and status is not None
-    return Observed(
-        state=job.state,
-        # What an attempt that is closed already became ("lost") is no last word.
-        outcome=attempt.outcome if attempt.state != "ended" else None,
-        launch=status.state if status else None,
-        silent_seconds=float("inf") if never_submitted else now - heard,
-        failed_lookups=attempt.failed_lookups,
-        failing_seconds=now - attempt.failing_since if attempt.failing_since is not None else 0.0,
-        losses=job.losses,
-        max_attempts=max_attempts(job),
-    )
-
-
-def max_attempts(job: Job) -> int:
-    """The job's budget of attempts; kinds without an ``elastic`` block have the default."""
-    return ElasticSpec.model_validate(job.spec.get("elastic", {})).max_attempts

@@ -14,10 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from data.errors import MantaError
 from data.spec_base import Misfit
-from service.spec import DataJob, TrainJob
+from service.spec import KINDS, AnyJob, DataJob, TuneJob
 from workers.plan import plan
 
-KINDS: dict[str, type[TrainJob] | type[DataJob]] = {"train": TrainJob, "data": DataJob}
 MAX_BYTES = 1 << 20
 MAX_EXPANDED = 2 * MAX_BYTES
 """Characters and nodes of a YAML document once each alias stands for what it names: a few lines can say gigabytes."""
@@ -59,7 +58,7 @@ class SpecUnreadable(SpecInvalid):
     code: ClassVar[str] = "spec_unreadable"
 
 
-def parse_spec(text: str | bytes | dict[str, Any], content_type: str | None = None) -> TrainJob | DataJob:
+def parse_spec(text: str | bytes | dict[str, Any], content_type: str | None = None) -> AnyJob:
     """The job that ``text`` describes. JSON when ``content_type`` says so, else YAML (which holds JSON too).
 
     Raises ``SpecUnreadable`` and ``SpecInvalid``.
@@ -76,16 +75,18 @@ def parse_spec(text: str | bytes | dict[str, Any], content_type: str | None = No
         known = ", ".join(KINDS)
         raise SpecInvalid([FieldError("/kind", f"unknown kind {_short(kind)}; known: {known}", near[0] if near else None)])
     try:
-        return KINDS[kind].model_validate(document)
+        return KINDS[kind].spec.model_validate(document)
     except ValidationError as error:
-        raise SpecInvalid(_field_errors(error, document, KINDS[kind])) from None
+        raise SpecInvalid(_field_errors(error, document, KINDS[kind].spec)) from None
 
 
-def check_plan(job: TrainJob | DataJob) -> None:
+def check_plan(job: AnyJob) -> None:
     """Raise ``SpecInvalid`` with a pointer for each thing that this version cannot run, rather than fail on the cluster."""
-    problems = plan(job).problems if isinstance(job, TrainJob) else []
-    if problems:
-        raise SpecInvalid([FieldError(problem.pointer, problem.detail) for problem in problems])
+    if isinstance(job, DataJob):
+        return
+    base, block = (job.base, "/base") if isinstance(job, TuneJob) else (job, "")
+    if problems := plan(base).problems:
+        raise SpecInvalid([FieldError(block + problem.pointer, problem.detail) for problem in problems])
 
 
 def load(text: str | bytes, content_type: str | None = None) -> Any:

@@ -16,15 +16,25 @@ from workers.reporter import Reports
 Line = dict[str, Any]
 
 
-class ReportedJournal(BaseJournalBackend):
-    """A study has one driver at a time, so there is one writer, and what it knows is all there is."""
+class KnownJournal(BaseJournalBackend):
+    """What was written so far, to be read; nothing that is appended lasts."""
 
-    def __init__(self, known: Sequence[Line], reporter: Reports) -> None:
-        self._lines = list(known)
-        self._reporter = reporter
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self._lines = list(lines)
 
     def read_logs(self, log_number_from: int) -> Iterable[Line]:
         return self._lines[log_number_from:]
+
+    def append_logs(self, logs: list[Line]) -> None:
+        self._lines += logs
+
+
+class ReportedJournal(KnownJournal):
+    """A study has one driver at a time, so there is one writer, and what it knows is all there is."""
+
+    def __init__(self, lines: Sequence[Line], reporter: Reports) -> None:
+        super().__init__(lines)
+        self._reporter = reporter
 
     def append_logs(self, logs: list[Line]) -> None:
         self._reporter.journal(len(self._lines), logs)

@@ -137,8 +137,8 @@ class StudySpec(Spec):
     sampler: SamplerSpec = SamplerSpec()
     scheduler: Scheduler = NoScheduler()
     budget: Budget = Budget(trials=50)
-    concurrent_trials: int | None = Field(default=None, ge=1)
-    """None: as many as the cluster has room for."""
+    concurrent_trials: int = Field(default=1, ge=1)
+    """So many trials train at once; the study waits for the resources of all of them."""
     max_retries: int = Field(default=1, ge=0)
     """How often a trial that failed is run again before it counts as failed."""
     warm_start: tuple[str, ...] = ()

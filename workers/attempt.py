@@ -10,6 +10,10 @@ DRIVER_RANK = -1
 """The rank under which the attempt's driver reports."""
 
 
+JOURNAL = "journal.jsonl"
+"""In the directory of an attempt at a study: the study's journal, as it was when the attempt began."""
+
+
 class Order(BaseModel):
     """Attempt ``attempt`` at job ``job_id``: read by ``python -m workers.driver FILE`` from a file that only its user can read.
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from workers.attempt import Desired, Order, Phase, Report, ReportAnswer, ReportBatch, ReportKind, Summary
+from workers.attempt import Desired, Order, Phase, Report, ReportAnswer, ReportBatch, ReportKind
 
 logger = logging.getLogger(__name__)
 logging.getLogger("httpx").setLevel(logging.WARNING)  # else one line a request
@@ -53,7 +53,7 @@ class Reports(Protocol):
     def heartbeat(self, step: int) -> None: ...
     def checkpoint(self, step: int, path: str, bytes: int, state: str) -> None: ...
     def journal(self, first: int, lines: Sequence[Mapping[str, Any]]) -> None: ...
-    def result(self, summary: Summary) -> None: ...
+    def result(self, summary: BaseModel) -> None: ...
     def failure(self, code: str, detail: str, **data: Any) -> None: ...
     def ended(self, outcome: str) -> None: ...
     def flush(self, timeout: float) -> bool: ...
@@ -99,7 +99,7 @@ class _Speaker(ABC):
         """Lines ``first, first + 1, ...`` of a study's journal."""
         self._report("journal", {"first": first, "lines": list(lines)})
 
-    def result(self, summary: Summary) -> None:
+    def result(self, summary: BaseModel) -> None:
         self._report("result", summary.model_dump(mode="json"))
 
     def failure(self, code: str, detail: str, **data: Any) -> None:

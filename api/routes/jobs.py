@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from api import docs
 from api.services import JobId, Use
-from service.spec import DataJob, TrainJob
+from service.spec import AnyJob, TrainJob
 from service.states import JobState
 from service.validation import parse_spec
 from service.views import JobView, Page
@@ -29,7 +29,7 @@ Key = Annotated[
 ]
 
 
-async def _spec(request: Request) -> TrainJob | DataJob:
+async def _spec(request: Request) -> AnyJob:
     body = await request.body()
     return await to_thread.run_sync(parse_spec, body, request.headers.get("content-type"))
 

@@ -75,7 +75,7 @@ def test_a_value_that_is_nearly_known_is_suggested() -> None:
 
 def test_an_unknown_kind_is_named() -> None:
     error = _errors("kind: tran\nname: a")["/kind"]
-    assert (error.detail, error.suggestion) == ("unknown kind 'tran'; known: train, data", "train")
+    assert (error.detail, error.suggestion) == ("unknown kind 'tran'; known: train, data, tune", "train")
     assert "/kind" in _errors("kind: [train]\nname: a")
 
 

@@ -12,7 +12,8 @@ from data.errors import MantaError, NotEnoughData
 from data.executors import SerialExecutor
 from data.locks import locked
 from workers.attempt import Desired, Order, Phase
-from workers.driver import PREPARED, Stopped, _prepare
+from workers.driver import _prepare
+from workers.preparation import PREPARED, Stopped
 from workers.reporter import NullReporter
 from workers.spec import TrainSpec
 

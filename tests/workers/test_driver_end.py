@@ -9,7 +9,7 @@ import pytest
 
 from workers import driver
 from workers.attempt import Order
-from workers.driver import Stopped
+from workers.preparation import Stopped
 from workers.reporter import NullReporter
 
 
@@ -49,7 +49,7 @@ def test_a_signal_ends_the_attempt_on_purpose(
     def run(*_: Any) -> str:
         raise raised
 
-    monkeypatch.setattr(driver, "_run", run)
+    monkeypatch.setattr(driver, "_join_cluster", lambda _: None)
     monkeypatch.setattr(driver, "Reporter", lambda *_: listener)
     order = Order(
         job_id="j1",
@@ -62,5 +62,5 @@ def test_a_signal_ends_the_attempt_on_purpose(
         job_dir=tmp_path,
         prepared_dir=tmp_path,
     )
-    assert driver._attempt(order) == 0
+    assert driver._attempt(order, run) == 0
     assert listener.outcomes == [outcome]

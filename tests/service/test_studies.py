@@ -1,0 +1,95 @@
+"""A study's journal reaches the next attempt whole, whatever became of the one before."""
+
+from pathlib import Path
+from typing import Any
+
+from service.models import JournalLine
+from service.spec import TuneJob
+from tests.service.fakes import Driver, Manta
+from workers.attempt import JOURNAL, Report
+
+LINES = [{"op_code": n, "reason": f"line {n}\x00"} for n in range(6)]
+
+
+def submitted(manta: Manta) -> tuple[str, Driver]:
+    space = {"training.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2}}
+    job_id = manta.jobs.create(TuneJob.model_validate({"kind": "tune", "name": "study", "space": space})).job.id
+    manta.supervisor.tick()
+    return job_id, manta.driver(job_id)
+
+
+def handed(manta: Manta, job_id: str, attempt: int) -> list[str]:
+    path = manta.jobs.directory(job_id) / "attempts" / str(attempt) / JOURNAL
+    return path.read_text().splitlines()
+
+
+def spooled(manta: Manta, job_id: str, report: Report) -> None:
+    spool = manta.jobs.directory(job_id) / "attempts" / "1" / "spool"
+    spool.mkdir(parents=True, exist_ok=True)
+    (spool / "g0-r-1.jsonl").write_text(report.model_dump_json() + "\n")
+
+
+def journal(driver: Driver, first: int, lines: list[dict[str, Any]]) -> Report:
+    return driver.report("journal", rank=-1, first=first, lines=lines)
+
+
+def test_a_study_has_a_driver_of_its_own_that_begins_with_an_empty_journal(manta: Manta) -> None:
+    job_id, driver = submitted(manta)
+    path = manta.jobs.directory(job_id) / "attempts" / "1" / "order.json"
+    assert manta.launcher.entrypoints[f"manta-{job_id}-1"].endswith(f"-m tuning.driver {path}")
+    assert driver.order.spec["base"] == {}
+    assert handed(manta, job_id, 1) == []
+
+
+def test_trials_are_what_the_job_runs(manta: Manta) -> None:
+    job_id, driver = submitted(manta)
+    driver.send(driver.report("phase", rank=-1, phase="trials", done=3, total=50, unit="trials"))
+    job = manta.job(job_id)
+    assert job.state == "running"
+    assert [(phase.phase, phase.done, phase.total) for phase in job.progress] == [("trials", 3, 50)]
+
+
+def test_lines_are_stored_once_and_handed_to_the_next_attempt_in_order(manta: Manta) -> None:
+    job_id, driver = submitted(manta)
+    first, second = journal(driver, 0, LINES[:2]), journal(driver, 2, LINES[2:4])
+    driver.send(first)
+    driver.send(first, second)
+    manta.jobs.pause(job_id)
+    driver.ends("paused")
+    manta.pass_time(1)
+    manta.jobs.resume(job_id)
+    manta.pass_time(1)
+    assert len(handed(manta, job_id, 2)) == 4
+    assert all(f'"op_code": {n}' in line for n, line in enumerate(handed(manta, job_id, 2)))
+
+
+def test_what_a_killed_driver_had_not_sent_is_handed_over(manta: Manta) -> None:
+    job_id, driver = submitted(manta)
+    driver.send(journal(driver, 0, LINES[:3]))
+    spooled(manta, job_id, journal(driver, 3, LINES[3:]))
+    manta.launcher.states[f"manta-{job_id}-1"] = "failed"
+    manta.pass_time(2)
+    assert manta.job(job_id).attempt == 2
+    assert len(handed(manta, job_id, 2)) == 6
+
+
+def test_what_was_left_by_an_attempt_that_was_given_up_unseen_is_handed_over(manta: Manta) -> None:
+    job_id, driver = submitted(manta)
+    driver.send(journal(driver, 0, LINES[:3]))
+    manta.launcher.away = True
+    manta.pass_time(3600)
+    spooled(manta, job_id, journal(driver, 3, LINES[3:]))
+    manta.launcher.away = False
+    manta.pass_time(60)
+    assert manta.job(job_id).attempt == 2
+    assert len(handed(manta, job_id, 2)) == 6
+
+
+def test_a_journal_goes_with_its_job(manta: Manta, tmp_path: Path) -> None:
+    job_id, driver = submitted(manta)
+    driver.send(journal(driver, 0, LINES))
+    driver.ends("succeeded")
+    manta.pass_time(1)
+    manta.jobs.delete(job_id)
+    with manta.store.read() as session:
+        assert session.query(JournalLine).count() == 0
