@@ -28,7 +28,7 @@ TOKENIZER = TokenizerSpec(vocab_size=400)
 class Attempt(TypedDict):
     killed: bool
     steps: list[str]
-    """``replace FILE``, ``rename``, ``unlink``, ``rmdir``; last, where it is one, ``error CODE``."""
+    """``replace FOLDER/FILE``, ``rename``, ``unlink``, ``rmdir``; last, where it is one, ``error CODE``."""
 
 
 class Answer(TypedDict):
@@ -68,7 +68,7 @@ def _count_steps(write: int, kill_at: int | None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             change(*paths, **options)
             # Where a file goes to; what is deleted is deleted in an order of the file system's.
-            os.write(write, f"{name} {Path(paths[1]).name if name == 'replace' else ''}\n".encode())
+            os.write(write, f"{name} {'/'.join(Path(paths[1]).parts[-2:]) if name == 'replace' else ''}\n".encode())
 
         return step
 
@@ -79,8 +79,10 @@ def _count_steps(write: int, kill_at: int | None) -> None:
 def _one_of_each_kind(steps: list[str]) -> list[int]:
     chosen: dict[str, list[int]] = {}
     for number, step in enumerate(steps, 1):
-        chosen.setdefault(re.sub(r"[\da-f]{32}|[\d-]+|train|held_out", "", step), []).append(number)
-    return [numbers[:2][-1] for step, numbers in chosen.items() if not step.startswith("error")]
+        what, _, path = step.partition(" ")
+        kind = re.sub(r"[\da-f]{32}|[\d-]+|train|held_out", "", f"{what} {Path(path).name}")
+        chosen.setdefault(kind, []).append(number)
+    return [numbers[:2][-1] for kind, numbers in chosen.items() if not kind.startswith("error")]
 
 
 def files(root: Path) -> dict[str, str]:

@@ -97,23 +97,25 @@ def _killed_everywhere(spec: DataSpec, folder: Path) -> Answer:
     return answer
 
 
-def _written(steps: list[str]) -> list[str]:
-    return [step.split()[1] for step in steps if step.startswith("replace")]
+def _written(steps: list[str]) -> list[Path]:
+    """With the folder of each."""
+    return [Path(step.split()[1]) for step in steps if step.startswith("replace")]
 
 
 def test_a_process_killed_at_any_kind_of_step_is_taken_up_there(spec: DataSpec, tmp_path: Path) -> None:
     answer = _killed_everywhere(spec, tmp_path / "at")
-    everything = _written(answer["whole"]["steps"])
+    everything = [path.name for path in _written(answer["whole"]["steps"])]
     for name in ("bucket-000000.i64", "pairs-000000.i64", "tokenizer.model", "report.json", "inputs.json"):
         assert name in everything
     assert len([name for name in everything if name.startswith("documents-")]) >= 4
     assert len([name for name in everything if name.startswith("shard-")]) >= 4
     assert all(answer["same"])
     for killed, again in zip(answer["killed"], answer["again"], strict=True):
-        twice = set(_written(killed["steps"])) & set(_written(again["steps"])) - {"corpus.json", "inputs.json"}
+        twice = {path for path in _written(killed["steps"]) if path.name not in ("corpus.json", "inputs.json")}
+        twice.intersection_update(_written(again["steps"]))
         # Of the task that was under way, what lies beside the file that says it is done.
-        assert len({Path(name).stem for name in twice}) <= 1, twice
-        assert not any(name.endswith(".json") and name != "report.json" for name in twice), twice
+        assert len({path.with_suffix("") for path in twice}) <= 1, twice
+        assert not any(path.suffix == ".json" and path.name != "report.json" for path in twice), twice
 
 
 def test_a_process_killed_while_it_gives_up_gives_up_again(tmp_path: Path) -> None:
