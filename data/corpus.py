@@ -19,7 +19,7 @@ from data.sources import InputFile, extents
 from data.spec import DataSpec
 from data.stages.base import EXAMPLES, Example
 from data.stages.excerpt import excerpt
-from data.tasks import CleanTask, read_index, read_rows
+from data.tasks import CleanTask, Rows, read_index, read_rows
 
 # Small files are cleaned together, up to this many bytes, so that a task is worth its overhead.
 _TASK_BYTES = 512 * 1024
@@ -74,6 +74,10 @@ class Documents:
         for part, start, end in zip(parts, starts, np.append(starts, len(numbers))[1:], strict=True):
             yield self.parts[part], self.row_N[numbers[start:end]]
 
+    def rows_of(self, numbers: Ints) -> tuple[tuple[Path, Rows], ...]:
+        """Parts, and the rows of each, of ascending numbers, as a task is told."""
+        return tuple((part, Rows.of(rows)) for part, rows in self.locate(numbers))
+
     def amounts(self, cells: int) -> tuple[Amount, ...]:
         """By cell."""
         amounts = [Amount()] * cells
@@ -126,6 +130,27 @@ class Corpus(Documents):
     decontamination: tuple[ReferenceFigures, ...]
     languages: dict[str, Amount]
     """What passed the stages, by the language that the last one left it in."""
+
+    def portions(self, held_out: bool, segment: int, cell: int, documents: int, bytes_: int) -> Iterator[Ints]:
+        """Numbers of the documents of one side, segment and cell: runs of at most so many, and so many bytes, but of one at
+        least."""
+        left = np.empty(0, np.int64)
+        for span in spans(len(self)):
+            chosen = (self.held_out_N[span] == held_out) & (self.segment_N[span] == segment) & (self.cell_N[span] == cell)
+            left = np.concatenate([left, span.start + np.flatnonzero(chosen)])
+            until = np.cumsum(self.bytes_N[left])
+            start = 0
+            while start < len(left):
+                before = int(until[start - 1]) if start else 0
+                full = int(np.searchsorted(until, before + bytes_, side="right"))
+                end = min(start + documents, max(full, start + 1))
+                if end >= len(left):  # the next span may have more of it
+                    break
+                yield left[start:end]
+                start = end
+            left = left[start:]
+        if len(left):
+            yield left
 
     @property
     def read(self) -> int:

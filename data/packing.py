@@ -22,12 +22,11 @@ from data.errors import NotEnoughData
 from data.files import atomic, checksum, write_atomically
 from data.manifest import DocumentsFile, ShardInfo, Split
 from data.report import Histogram, TextFigures
-from data.selection import Ints
 from data.shards import write_shard
 from data.spec import MARKS, DataSpec, DocumentTokens
 from data.stages.base import EXAMPLES, Example, StageCount
 from data.stages.excerpt import excerpt
-from data.tasks import PART, read_rows, with_scores
+from data.tasks import PART, Rows, read_rows, with_scores
 from data.tokenizer import BYTE, UNKNOWN, Tokenizer
 
 LIMITS = "document_tokens"
@@ -60,7 +59,7 @@ class PackTask:
     cell: int
     cell_name: tuple[str, str]
     """Language and domain."""
-    documents: tuple[tuple[Path, Ints], ...]
+    documents: tuple[tuple[Path, Rows], ...]
     """Parts, and the rows to take of each, ascending."""
     tokenizer: Path
     tokenizer_checksum: str

@@ -15,7 +15,6 @@ from importlib import metadata
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 import xxhash
 
@@ -49,7 +48,6 @@ from data.manifest import (
 )
 from data.ngrams import with_losses
 from data.packing import PackResult, PackTask, pack_documents, require_cells
-from data.selection import Ints
 from data.sources import InputFile, list_files
 from data.sources.listing import versions as input_versions
 from data.spec import DataSpec, TokenizerSpec
@@ -145,6 +143,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
         manifest = manifest_of(identity, data, tokenizer, corpus, packed, files, model, work)
         manifest = with_losses(manifest, work, work / _SCRATCH / "losses.json", executor)
         manifest = _reported(data, tasks, cleaned, corpus, manifest, packed, work)
+        del corpus  # whose columns are mapped from the scratch that goes
         write_atomically(work / FILE_NAME, manifest.model_dump_json(indent=1).encode())
         _commit(work, final)
         tidy(root, pulse)
@@ -252,13 +251,12 @@ def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask
     digest = checksum(tokenizer)
     names = list(cells(data))
     for split, segment, cell in product(SPLITS, range(len(data.segments)), range(len(names))):
-        chosen_N = (corpus.held_out_N == (split == "held_out")) & (corpus.segment_N == segment) & (corpus.cell_N == cell)
-        members = np.flatnonzero(chosen_N)
         segments: tuple[int, ...] = (segment,)
         if data.length_buckets:
             buckets = tuple(range(len(data.train_lengths)))
             segments = buckets if split == "train" else buckets[-1:]
-        for number, chosen in enumerate(_portions(members, corpus.bytes_N, data.shard_documents)):
+        portions = corpus.portions(split == "held_out", segment, cell, data.shard_documents, _SHARD_BYTES)
+        for number, chosen in enumerate(portions):
             yield PackTask(
                 index=index,
                 directory=work,
@@ -267,7 +265,7 @@ def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask
                 split=split,
                 cell=cell,
                 cell_name=names[cell],
-                documents=tuple(corpus.locate(chosen)),
+                documents=corpus.rows_of(chosen),
                 tokenizer=tokenizer,
                 tokenizer_checksum=digest,
                 segments=segments,
@@ -279,18 +277,6 @@ def _pack_tasks(data: DataSpec, corpus: Corpus, work: Path) -> Iterator[PackTask
                 scores=score_names(data.stages),
             )
             index += 1
-
-
-def _portions(members: Ints, bytes_N: Ints, most: int) -> Iterator[Ints]:
-    """Runs of at most ``most`` documents, and of as many bytes as a shard has, but of at least one document."""
-    until = np.cumsum(bytes_N[members])
-    start = 0
-    while start < len(members):
-        before = int(until[start - 1]) if start else 0
-        full = int(np.searchsorted(until, before + _SHARD_BYTES, side="right"))
-        end = min(start + most, max(full, start + 1))
-        yield members[start:end]
-        start = end
 
 
 def _reported(

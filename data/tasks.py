@@ -230,14 +230,40 @@ def read_index(part: Path) -> Iterator[tuple[U64, Ints]]:
             yield batch.column("hash").to_numpy(), batch.column("bytes").to_numpy()
 
 
-def read_texts(part: Path, rows: Ints | Sequence[int]) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Ascending rows of a part, a bit for each between the first and the last: all tasks together are small beside a corpus."""
+
+    first: int
+    bits: bytes
+    count: int
+
+    @staticmethod
+    def of(rows: Ints) -> "Rows":
+        """
+        Args:
+            rows: one at least.
+        """
+        bits = np.zeros(rows[-1] - rows[0] + 1, np.bool_)
+        bits[rows - rows[0]] = True
+        return Rows(int(rows[0]), np.packbits(bits).tobytes(), len(rows))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def numbers(self) -> Ints:
+        numbers: Ints = self.first + np.flatnonzero(np.unpackbits(np.frombuffer(self.bits, np.uint8)))
+        return numbers
+
+
+def read_texts(part: Path, rows: Ints | Rows | Sequence[int]) -> Iterator[str]:
     """The texts of some rows of a part, ascending."""
     return (text for (text,) in read_rows(part, rows, "text"))
 
 
-def read_rows(part: Path, rows: Ints | Sequence[int], *columns: str) -> Iterator[tuple[Any, ...]]:
+def read_rows(part: Path, rows: Ints | Rows | Sequence[int], *columns: str) -> Iterator[tuple[Any, ...]]:
     """Columns of some rows of a part, ascending; only the record batches that hold them are touched."""
-    rows_K = np.asarray(rows, np.int64)
+    rows_K = rows.numbers() if isinstance(rows, Rows) else np.asarray(rows, np.int64)
     with pa.memory_map(str(part)) as source:
         reader = pa.ipc.open_file(source)
         start_B = _batch_starts(part, part.stat().st_mtime_ns)

@@ -9,9 +9,9 @@ from data.corpus import Corpus, cells
 from data.executors import Executor
 from data.files import write_atomically
 from data.manifest import TOKENIZER_NAME
-from data.selection import Ints, sample
+from data.selection import sample
 from data.spec import DataSpec, TokenizerSpec
-from data.tasks import read_texts
+from data.tasks import Rows, read_texts
 from data.tokenizer import Tokenizer, train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class TokenizerTask:
     """Where the model is to lie."""
     spec: TokenizerSpec
     lexicon: tuple[str, ...]
-    documents: tuple[tuple[Path, Ints], ...]
+    documents: tuple[tuple[Path, Rows], ...]
     """The sample: parts, and the rows of each."""
     sample_bytes: int
 
@@ -60,7 +60,7 @@ def _task(spec: TokenizerSpec, lexicon: Sequence[str], data: DataSpec, corpus: C
         path=path,
         spec=spec,
         lexicon=tuple(lexicon),
-        documents=tuple(corpus.locate(chosen)),
+        documents=corpus.rows_of(chosen),
         sample_bytes=int(corpus.bytes_N[chosen].sum()),
     )
 

@@ -49,7 +49,7 @@ from data.ray_executor import RayDataExecutor
 from data.sources import list_files
 from data.spec import DataSpec, DocumentTokens, SourceSpec, TokenizerSpec
 from data.stages.registry import PRESETS
-from data.tasks import CleanResult, CleanTask, clean_files
+from data.tasks import CleanResult, CleanTask, Rows, clean_files
 from data.tokenizer import ORDINARY, Tokenizer, train_tokenizer
 from tests.bench import loader
 from tests.bench.cluster import Cluster, cluster
@@ -263,7 +263,7 @@ def pack_tasks(tasks: list[CleanTask], counts: list[int], directory: Path, token
             split="train",
             cell=0,
             cell_name=("en", "web"),
-            documents=tuple((tasks[n].part, np.arange(counts[n])) for n in group),
+            documents=tuple((tasks[n].part, Rows.of(np.arange(counts[n]))) for n in group),
             tokenizer=tokenizer,
             tokenizer_checksum=checksum(tokenizer),
             segments=(0,),

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data import corpus as corpus_module
 from data.columns import new_column, spans
-from data.corpus import Documents
+from data.corpus import Corpus, Documents
 from data.dedup import near
 from data.dedup.clusters import Duplicates, find_duplicates
 from data.dedup.crowds import MOST_OF_A_KEY
@@ -22,7 +24,9 @@ from data.dedup.spec import DeduplicateSpec, ExactSpec, MinHashSpec, NearSpec, S
 from data.dedup.union import find, first_of_clusters, union
 from data.executors import SerialExecutor
 from data.files import mix64
+from data.report import Histogram
 from data.selection import Ints, held_out, partition, sample
+from data.tasks import Rows
 
 Made = TypeVar("Made")
 
@@ -208,6 +212,39 @@ def test_a_band_that_very_many_documents_share_costs_few_comparisons_and_hardly_
     recall = pairs_joined(pairs, count, [(i, i + 1) for i in range(0, count, 2)])
     assert recall > 0.999  # 1 - 0.25^13
     assert counting.compared < (MOST_OF_A_KEY + 14) * count
+
+
+def corpus_of(folder: Path, sizes: Ints, **columns: np.ndarray) -> Corpus:
+    documents = documents_of(folder, np.arange(len(sizes)), sizes)
+    given = {name: getattr(documents, name) for name in ("parts", "folder", "hash_N", "part_N", "row_N", "bytes_N")}
+    nothing = {"clusters": Histogram(), "largest_cluster": 0, "funnel": (), "read_C": (), "cleaned_C": ()}
+    return Corpus(**given, **columns, **nothing, decontamination=(), languages={})
+
+
+@pytest.mark.parametrize("span", [7, 1 << 16])
+def test_portions_are_full_runs_of_one_cell_whatever_the_span(
+    span: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_module, "spans", lambda count: spans(count, span))
+    rng = np.random.default_rng(0)
+    held_out_N, segment_N, cell_N = rng.random(500) < 0.1, rng.integers(0, 2, 500), rng.integers(0, 3, 500)
+    sizes = np.where(rng.random(500) < 0.05, 500, rng.integers(1, 40, 500))
+    corpus = corpus_of(tmp_path, sizes, held_out_N=held_out_N, segment_N=segment_N, cell_N=cell_N)
+    for held, segment, cell in product((False, True), range(2), range(3)):
+        portions = list(corpus.portions(held, segment, cell, 10, 200))
+        chosen = (held_out_N == held) & (segment_N == segment) & (cell_N == cell)
+        assert np.concatenate(portions).tolist() == np.flatnonzero(chosen).tolist()
+        assert all(len(each) == 1 or (len(each) <= 10 and sizes[each].sum() <= 200) for each in portions)
+        for each, following in pairwise(portions):
+            assert len(each) == 10 or sizes[each].sum() + sizes[following[0]] > 200
+
+
+@given(st.sets(st.integers(0, 300), min_size=1))
+def test_rows_are_told_in_bits(numbers: set[int]) -> None:
+    rows = Rows.of(np.array(sorted(numbers)))
+    assert rows.numbers().tolist() == sorted(numbers)
+    assert len(rows) == len(numbers)
+    assert len(rows.bits) <= (max(numbers) - min(numbers)) // 8 + 1
 
 
 @pytest.mark.parametrize("count", [100_000, 400_000])
