@@ -9,8 +9,8 @@ A cell lies in one line of each of two kinds, its language and its domain. For c
   is like the scheduling of a crossbar switch (Giles and Hajek, "Scheduling multirate periodic traffic in a packet switch",
   1997), and few tables, but some, have no such schedule: the tests have one. So it is searched for: ``data/beam.py``.
 
-Where none is found, since there is none or the table is too large to search, batches are made one by one, the most urgent first.
-They keep the first bound; the second may be off by some rows, and the log says by how many.
+Where none is found, since there is none or the table is too large to search, batches are made one by one, the most urgent
+first. They keep the first bound; the second may be off by some rows, and the log says by how many.
 
 Legend: C cells, K batches in the period after which the pattern repeats, Q = cells and lines.
 """
