@@ -42,10 +42,10 @@ def read_parquet(
                 if not start <= min(_first_byte(group), size - 1) < end:
                     row += group.num_rows
                     continue
-                for text, length, url in _rows(parquet, number, source):
+                for text, url in _rows(parquet, number, source, max_bytes):
                     row += 1
                     where = f"{path}:row {row}"
-                    yield oversized(where, max_bytes) if length > max_bytes else _document(text, url, where, source)
+                    yield oversized(where, max_bytes) if text is None else _document(text, url, where, source)
         except pa.ArrowInvalid as error:
             if parquet is not None or start == 0:
                 yield Bad("broken_parquet", f"{path}: not Parquet that can be read: {error}")
@@ -63,8 +63,10 @@ def _first_byte(group: pq.RowGroupMetaData) -> int:
     return int(chunk.dictionary_page_offset or chunk.data_page_offset)
 
 
-def _rows(parquet: pq.ParquetFile, number: int, source: SourceSpec) -> Iterator[tuple[pa.Scalar, int, pa.Scalar | None]]:
-    """Text, its bytes, and address of each row of a row group."""
+def _rows(
+    parquet: pq.ParquetFile, number: int, source: SourceSpec, max_bytes: int
+) -> Iterator[tuple[pa.Scalar | None, pa.Scalar | None]]:
+    """Text, or None where it is too large, and address of each row of a row group."""
     group = parquet.metadata.row_group(number)
     chunks = [group.column(column) for column in range(group.num_columns)]
     size = next(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == source.text_field)
@@ -73,7 +75,10 @@ def _rows(parquet: pq.ParquetFile, number: int, source: SourceSpec) -> Iterator[
     for batch in parquet.iter_batches(batch_size=most, row_groups=[number], columns=columns):
         urls = [None] * len(batch) if source.url_field is None else _values(batch, source.url_field)
         texts = _values(batch, source.text_field)
-        yield from zip(texts, pc.binary_length(texts).fill_null(0).to_pylist(), urls, strict=True)
+        sizes = pc.binary_length(texts).fill_null(0).to_pylist()
+        for row, (size, url) in enumerate(zip(sizes, urls, strict=True)):
+            # Taking a value out of its array copies it.
+            yield (texts[row] if size <= max_bytes else None), url
 
 
 def _missing(schema: Any, path: str, source: SourceSpec) -> Bad | None:

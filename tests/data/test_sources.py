@@ -315,6 +315,18 @@ def test_a_document_however_large_is_never_in_memory(tmp_path: Path) -> None:
     assert int(grown_kib) < 32 * 1024
 
 
+def test_a_document_of_parquet_that_is_too_large_is_not_copied_after_it_was_decoded(tmp_path: Path) -> None:
+    small = tmp_path / "small.parquet"
+    pq.write_table(pa.table({"text": TEXTS}), small)
+    huge = tmp_path / "huge.parquet"
+    pq.write_table(pa.table({"text": ["short", "x" * HUGE, "short"]}), huge)
+    command = [sys.executable, "-c", READ_ALL, str(small), str(huge)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found, grown_kib = done.stdout.splitlines()
+    assert found == "document oversized document"
+    assert int(grown_kib) < 3.5 * HUGE / 1024  # its page, its array, and once more as that grows
+
+
 def test_prose_and_code_share_no_module() -> None:
     prose, code = stdlib.modules("stdlib:prose"), stdlib.modules("stdlib:code")
     assert prose[0] == "pydoc_data/topics.py"
