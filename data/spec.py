@@ -122,7 +122,8 @@ class DataSpec(Spec):
     the gaps are padding. Divides every sequence length."""
     stages: Annotated[tuple[StageSpec, ...], BeforeValidator(given_stages)] = PRESETS["quickstart"]  # type: ignore[assignment]
     """What each document goes through, in order, before deduplication: a list of stages with their settings, or a preset
-    (``quickstart``, ``web``, ``papers``, ``code``, ``none``). What a stage drops is in the report, with its reason."""
+    (``quickstart``, ``web``, ``papers``, ``code``, ``none``), or either by domain: ``{code: code, other: web}``. What a stage
+    drops is in the report, with its reason."""
     max_document_bytes: int = Field(default=16 * 2**20, ge=1)
     """A larger document is a bad document: see ``on_bad_document``."""
     on_bad_document: Literal["error", "drop"] = "error"
@@ -198,6 +199,17 @@ class DataSpec(Spec):
                 f"document_alignment {self.document_alignment} does not divide each of length_buckets",
                 *("document_alignment", "length_buckets"),
             )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_see_something(self) -> Self:
+        there = {source.domain for source in self.sources}
+        for number, stage in enumerate(self.stages):
+            if stage.domains is not None and not there.intersection(stage.domains):
+                raise Misfit(
+                    f"no source has the domain {' or '.join(stage.domains)}; there are {', '.join(sorted(there))}",
+                    *(f"stages.{number}.domains", "stages", "sources"),
+                )
         return self
 
     @model_validator(mode="after")

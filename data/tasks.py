@@ -138,7 +138,9 @@ def clean_files(task: CleanTask) -> CleanResult:
     aside = dropped_writer(dropped_beside(task.part)) if task.keep_dropped else nullcontext()
     try:
         with aside as on_drop:
-            cleaned = clean(documents(on_drop), _stages(task.stages), counts, on_drop)
+            seen = [number for number, spec in enumerate(task.stages) if spec.sees(task.source.domain)]
+            stages = _stages(tuple(task.stages[number] for number in seen))
+            cleaned = clean(documents(on_drop), stages, [counts[number] for number in seen], on_drop)
             languages = _write_part(task.part, cleaned, task.near, score_names(task.stages))
     except _Stop as stop:
         return CleanResult(task.index, failure=stop.failure)

@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from data.spec_base import Misfit, Share, Spec
+from data.stages.base import StageSettings
 
 
 class ExamplesSpec(Spec):
@@ -39,7 +40,7 @@ class TrainedSpec(Spec):
     """xxh3-128 of the file; a preparation fills it in. Where it is given, the file must be that one."""
 
 
-class Trainable(Spec):
+class Trainable(StageSettings):
     """Base of the stages that may have a classifier."""
 
     trained: TrainedSpec | None = None

@@ -1,22 +1,37 @@
 """A stage maps a document to a document or to a drop, and a drop always has a reason.
 
-Only ``clean`` counts; stages know nothing of files, executors or reports. A stage is one file with its spec (pydantic, imported
-by everybody who reads job specs) and its class (whatever that needs is imported when it is made), and a line in
-``data/stages/registry.py``.
+Only ``clean`` counts; stages know nothing of files, executors, reports or other domains. A stage is one file with its spec
+(pydantic, imported by everybody who reads job specs) and its class (whatever that needs is imported when it is made), and a
+line in ``data/stages/registry.py``.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import Field
 
 from data.documents import Document
+from data.spec_base import Spec
 from data.stages.excerpt import excerpt
 
 EXAMPLES = 10
 """Dropped documents that are shown for each reason."""
 GRADES = 5
 """Levels of quality, numbered from 0 up."""
+
+
+class StageSettings(Spec):
+    """What every stage's spec has."""
+
+    domains: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Documents of these domains come to it, others pass unseen. None: of all but ``skip_domains``."""
+    skip_domains: tuple[str, ...] = ()
+    """Documents of these domains pass unseen."""
+
+    def sees(self, domain: str) -> bool:
+        return domain not in self.skip_domains if self.domains is None else domain in self.domains
 
 
 @dataclass(frozen=True, slots=True)

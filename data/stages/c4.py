@@ -15,7 +15,7 @@ from pydantic import Field
 
 from data.documents import Document
 from data.spec_base import Spec
-from data.stages.base import Drop
+from data.stages.base import Drop, StageSettings
 from data.stages.text import CHINESE_LINE_ENDS, CLOSING, SENTENCE_ENDS, below, is_chinese
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
@@ -39,10 +39,12 @@ class ChineseC4(Spec):
     policy_phrases: tuple[str, ...] = _CHINESE_POLICIES
 
 
-class C4Spec(Spec):
+class C4Spec(StageSettings):
     """Takes out lines that are no sentences, and drops what then has too few (C4)."""
 
     stage: Literal["c4"] = "c4"
+    skip_domains: tuple[str, ...] = ("code",)
+    """The rules are for text that people read."""
     require_terminal_punctuation: bool = True
     remove_citations: bool = True
     min_line_words: int | None = Field(default=3, ge=0)

@@ -13,8 +13,8 @@ from typing import Literal
 from pydantic import Field
 
 from data.documents import Document
-from data.spec_base import Share, Spec
-from data.stages.base import Drop
+from data.spec_base import Share
+from data.stages.base import Drop, StageSettings
 from data.stages.text import above, below, figure
 
 _ALPHANUMERIC = (string.ascii_letters + string.digits).encode()
@@ -22,7 +22,7 @@ _XML = "<?xml version="
 _XML_WITHIN = 100
 
 
-class CodeSpec(Spec):
+class CodeSpec(StageSettings):
     """Drops source files that nobody wrote: minified, generated, data (StarCoder)."""
 
     stage: Literal["code"] = "code"

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from data.documents import Document
 from data.spec_base import Share, Spec
-from data.stages.base import Drop
+from data.stages.base import Drop, StageSettings
 from data.stages.text import (
     CHINESE_LINE_ENDS,
     CLOSING,
@@ -43,10 +43,12 @@ class ChineseFineWeb(Spec):
     """A character."""
 
 
-class FineWebSpec(Spec):
+class FineWebSpec(StageSettings):
     """Drops lists, menus and other text of lines that are no sentences (FineWeb)."""
 
     stage: Literal["fineweb"] = "fineweb"
+    skip_domains: tuple[str, ...] = ("code",)
+    """The rules are for text that people read."""
     min_punctuated_lines: Share | None = 0.12
     """Share of lines that end a sentence: at this and below it, documents go."""
     max_short_lines: PositiveShare | None = 0.67

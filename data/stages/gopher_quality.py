@@ -18,7 +18,7 @@ from pydantic import Field
 
 from data.documents import Document
 from data.spec_base import Share, Spec
-from data.stages.base import Drop
+from data.stages.base import Drop, StageSettings
 from data.stages.text import above, below, characters, cjk_share, figure, is_chinese, nonblank_lines
 from data.stages.words import has_letter, is_symbol, tokens
 
@@ -38,10 +38,12 @@ class ChineseQuality(Spec):
     """Hash symbols a character, and ellipses a character."""
 
 
-class GopherQualitySpec(Spec):
+class GopherQualitySpec(StageSettings):
     """Drops what does not read like prose: by words, symbols and lines (Gopher)."""
 
     stage: Literal["gopher_quality"] = "gopher_quality"
+    skip_domains: tuple[str, ...] = ("code",)
+    """The rules are for text that people read."""
     min_words: int | None = Field(default=50, ge=0)
     max_words: int | None = Field(default=100_000, ge=1)
     min_mean_word_characters: float | None = Field(default=3, ge=0)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from data.documents import Document
 from data.spec_base import Share, Spec
-from data.stages.base import Drop
+from data.stages.base import Drop, StageSettings
 from data.stages.text import above, characters, duplicates, figure, is_chinese, nonblank_lines
 from data.stages.words import tokens
 
@@ -35,10 +35,12 @@ class ChineseRepetition(Spec):
     max_duplicate_n_grams: NGramShares | None = Field(default={8: 0.15, 9: 0.14, 11: 0.13, 12: 0.12, 14: 0.11, 15: 0.10})
 
 
-class GopherRepetitionSpec(Spec):
+class GopherRepetitionSpec(StageSettings):
     """Drops what repeats itself: lines, paragraphs, n-grams (Gopher)."""
 
     stage: Literal["gopher_repetition"] = "gopher_repetition"
+    skip_domains: tuple[str, ...] = ("code",)
+    """The rules are for text that people read."""
     max_duplicate_lines: Share | None = 0.30
     max_duplicate_paragraphs: Share | None = 0.30
     max_duplicate_line_characters: Share | None = 0.20

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from data.documents import Document
-from data.spec_base import Share, Spec
-from data.stages.base import Drop
+from data.spec_base import Share
+from data.stages.base import Drop, StageSettings
 from data.stages.libraries import library
 from data.stages.text import names_chinese, primary
 
@@ -32,7 +32,7 @@ _OWN_SCRIPT = {
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
-class LanguageSpec(Spec):
+class LanguageSpec(StageSettings):
     """Drops documents of other languages than those wanted (``other_language``), and those whose language is not certain
     (``uncertain_language``)."""
 
@@ -48,7 +48,7 @@ class LanguageSpec(Spec):
     characters: int | None = Field(default=2048, ge=32)
     """How much of a document is looked at, from its beginning. None: all."""
     skip_domains: tuple[str, ...] = ("code",)
-    """Documents of these domains pass unseen: programs are in no language of people."""
+    """Programs are in no language of people."""
 
 
 class Identifier:
@@ -92,12 +92,9 @@ class Language:
     def __init__(self, spec: LanguageSpec) -> None:
         self._spec = spec
         self._identify = Identifier(spec.stage)
-        self._skipped = frozenset(spec.skip_domains)
 
     def __call__(self, document: Document) -> Document | Drop:
         spec = self._spec
-        if document.domain in self._skipped:
-            return document
         language, confidence = self._identify(document.text[: spec.characters])
         wanted = _of_source(document.language) if spec.keep == "source" else spec.keep
         if wanted is not None and language not in map(_as_found, wanted):

@@ -5,11 +5,11 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from data.documents import Document
-from data.spec_base import Misfit, Spec
-from data.stages.base import Drop
+from data.spec_base import Misfit
+from data.stages.base import Drop, StageSettings
 
 
-class LengthSpec(Spec):
+class LengthSpec(StageSettings):
     """Drops what has too few or too many characters."""
 
     stage: Literal["length"] = "length"

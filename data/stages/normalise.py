@@ -5,8 +5,7 @@ import unicodedata
 from typing import Literal
 
 from data.documents import Document
-from data.spec_base import Spec
-from data.stages.base import Drop
+from data.stages.base import Drop, StageSettings
 
 # C0 and C1 controls but tab and newline, the byte-order mark, and U+2581, which SentencePiece uses for a space.
 _UNWANTED = {c: None for c in (*range(32), *range(127, 160), 0xFEFF) if c not in (9, 10)} | {0x2581: " "}
@@ -15,7 +14,7 @@ _LOOKED_FOR = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u2581\ufeff]"
 _NEWLINES = re.compile(r"\r\n?|\u2028|\u2029")
 
 
-class NormaliseSpec(Spec):
+class NormaliseSpec(StageSettings):
     """Unicode NFC, one kind of newline, no control characters, no blank ends."""
 
     stage: Literal["normalise"] = "normalise"

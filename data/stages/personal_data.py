@@ -10,15 +10,14 @@ from typing import Literal
 from pydantic import Field
 
 from data.documents import Document
-from data.spec_base import Spec
-from data.stages.base import Drop
+from data.stages.base import Drop, StageSettings
 from data.stages.personal_finder import KINDS, Find, Finder, redacted
 from data.stages.text import names_chinese
 
 Action = Literal["redact", "drop", "keep"]
 
 
-class PersonalDataSpec(Spec):
+class PersonalDataSpec(StageSettings):
     """Redacts personal data, or drops documents that hold it: ``redact`` puts the placeholder in its place, ``drop`` drops the
     document (reason: the kind), ``keep`` does not look for it."""
 

@@ -1,6 +1,6 @@
 """The stages by name, and the lists of them that have a name. One line a stage in each table."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,6 +73,9 @@ DISTRIBUTIONS: Mapping[type[Spec], tuple[str, ...]] = {
 FOLDERS: Mapping[type[Spec], Path] = {ToxicitySpec: LEXICONS}
 """Whose files decide it as well."""
 
+_SKIPPED = {kind.model_fields["stage"].default: kind.model_fields["skip_domains"].default for kind in _MAKERS}
+OTHER = "other"
+"""In stages by domain: all domains that have none of their own."""
 _NO_LIMITS = dict.fromkeys(DIMENSIONS)
 
 PRESETS: Mapping[str, tuple[Spec, ...]] = {
@@ -121,11 +124,39 @@ def score_names(specs: Iterable[Spec]) -> tuple[str, ...]:
 
 
 def given_stages(value: Any) -> Any:
-    """A preset's name as its stages; names of stages in a list as stages with their defaults."""
+    """A preset's name as its stages; names of stages in a list as stages with their defaults; lists and presets by domain as
+    one list of stages that see that domain."""
     if isinstance(value, str):
         if value not in PRESETS:
             raise ValueError(f"{value!r} is no list of stages and no preset; there are {', '.join(PRESETS)}")
         return PRESETS[value]
     if isinstance(value, list | tuple):
         return tuple({"stage": each} if isinstance(each, str) else each for each in value)
+    if isinstance(value, Mapping):
+        if OTHER not in value:
+            raise ValueError(f"stages by domain need {OTHER!r}, for the domains that have none of their own; it may be none")
+        named = [domain for domain in value if domain != OTHER]
+        return tuple(stage for domain, given in value.items() for stage in _of_domain(domain, given, named))
     return value
+
+
+def _of_domain(domain: str, given: Any, named: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """
+    Args:
+        named: the domains that have stages of their own.
+    """
+    stages = None if isinstance(given, Mapping) else given_stages(given)
+    if not isinstance(stages, tuple):
+        raise ValueError(f"the stages of {domain!r} are neither a list nor the name of a preset")
+    for stage in stages:
+        settings = stage.model_dump() if isinstance(stage, Spec) else stage
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"{settings!r} is no stage of {domain!r}")
+        yield {**settings, **(_but(settings, named) if domain == OTHER else {"domains": [domain]})}
+
+
+def _but(settings: Mapping[str, Any], named: Sequence[str]) -> dict[str, Any]:
+    skipped = settings.get("skip_domains", _SKIPPED.get(str(settings.get("stage")), ()))
+    if not isinstance(skipped, list | tuple):
+        return {}  # which is no list, and will be refused
+    return {"skip_domains": [*skipped, *(domain for domain in named if domain not in skipped)]}

@@ -3,12 +3,11 @@
 from typing import Literal
 
 from data.documents import Document
-from data.spec_base import Spec
-from data.stages.base import Drop
+from data.stages.base import Drop, StageSettings
 from data.stages.libraries import library
 
 
-class UnicodeRepairSpec(Spec):
+class UnicodeRepairSpec(StageSettings):
     """Mojibake is decoded again as what it was (ftfy, Speer 2019, doi 10.5281/zenodo.2591652).
 
     What else ftfy offers changes text that is in order, and is not done: quotes made straight, ligatures and wide characters
@@ -19,14 +18,13 @@ class UnicodeRepairSpec(Spec):
     unescape_html: bool = False
     """``&amp;`` becomes ``&`` where the text has no ``<``."""
     skip_domains: tuple[str, ...] = ("code",)
-    """Documents of these domains are left as they are: a program may mean ``Ã©``."""
+    """A program may mean ``Ã©``."""
 
 
 class UnicodeRepair:
     def __init__(self, spec: UnicodeRepairSpec) -> None:
         ftfy = library("ftfy", spec.stage)
         self._fix_text, self._is_bad = ftfy.fix_text, ftfy.is_bad
-        self._skipped = frozenset(spec.skip_domains)
         self._config = ftfy.TextFixerConfig(
             unescape_html="auto" if spec.unescape_html else False,
             restore_byte_a0=False,
@@ -41,7 +39,7 @@ class UnicodeRepair:
         )
 
     def __call__(self, document: Document) -> Document | Drop:
-        if document.domain not in self._skipped and (self._config.unescape_html or self._suspicious(document.text)):
+        if self._config.unescape_html or self._suspicious(document.text):
             document.text = self._fix_text(document.text, self._config)
         return document
 

@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 from pydantic import Field, model_validator
 
 from data.documents import Document
-from data.spec_base import Misfit, Spec
-from data.stages.base import Drop
+from data.spec_base import Misfit
+from data.stages.base import Drop, StageSettings
 from data.stages.excerpt import excerpt
 
 _WORD = re.compile(r"[^\W_]+")
@@ -23,7 +23,7 @@ _DOI = re.compile(r"10\.\d{4,9}/")
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
-class UrlSpec(Spec):
+class UrlSpec(StageSettings):
     """Drops documents by their address (``url_field`` of a source).
 
     RefinedWeb: 4.6M blocked domains; strict words anywhere in the address; two or more soft words.

@@ -28,9 +28,9 @@ POEM = "秦川雄帝宅，函谷壯皇居。綺殿千尋起，離宮百雉餘。
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 
 
-def outcome(text: str, source: str = "en", domain: str = "web", **settings: Any) -> str:
+def outcome(text: str, source: str = "en", **settings: Any) -> str:
     """The language that the stages after see, or the reason of the drop and its first word."""
-    result = Language(LanguageSpec(**settings))(Document(text, "id", source, domain))
+    result = Language(LanguageSpec(**settings))(Document(text, "id", source, "web"))
     return f"{result.reason} {result.detail.split()[0]}" if isinstance(result, Drop) else result.language
 
 
@@ -110,9 +110,10 @@ def test_the_beginning_decides_unless_all_is_asked_for() -> None:
     assert outcome(text, characters=None) == "other_language ru"
 
 
-def test_code_passes_unseen() -> None:
-    assert outcome("def f(x):\n    return x", source="zh", domain="code") == "zh"
-    assert outcome(SENTENCES["en"], source="zh", domain="code", skip_domains=()) == "other_language en"
+@pytest.mark.parametrize("spec", [LanguageSpec, UnicodeRepairSpec])
+def test_code_passes_unseen(spec: type[LanguageSpec | UnicodeRepairSpec]) -> None:
+    assert [spec().sees(domain) for domain in ("code", "web")] == [False, True]
+    assert spec(skip_domains=()).sees("code")
 
 
 def test_a_library_that_lacks_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +125,8 @@ def test_a_library_that_lacks_is_named_with_its_extra(monkeypatch: pytest.Monkey
         Language(LanguageSpec())
 
 
-def repaired(text: str, domain: str = "web", **settings: Any) -> str:
-    result = UnicodeRepair(UnicodeRepairSpec(**settings))(Document(text, "id", "en", domain))
+def repaired(text: str, **settings: Any) -> str:
+    result = UnicodeRepair(UnicodeRepairSpec(**settings))(Document(text, "id", "en", "web"))
     assert isinstance(result, Document)
     return result.text
 
@@ -163,9 +164,3 @@ def test_text_that_is_in_order_stays(text: str) -> None:
 def test_entities_are_undone_where_asked() -> None:
     assert repaired("R&amp;D", unescape_html=True) == "R&D"
     assert repaired("<b>R&amp;D</b>", unescape_html=True) == "<b>R&amp;D</b>"
-
-
-def test_code_stays_as_it_is() -> None:
-    broken = "naïve".encode().decode("latin-1")
-    assert repaired(broken, domain="code") == broken
-    assert repaired(broken, domain="code", skip_domains=()) == "naïve"

