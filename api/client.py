@@ -15,7 +15,9 @@ from api.logs import LogLine
 from api.problem import FieldProblem
 from api.settings import Settings
 from data.errors import MantaError
+from service.studies import StudyView
 from service.views import AttemptView, CheckpointView, EventView, JobView, MetricView, Page, WorkerView
+from tuning.views import TrialView
 
 STREAM_READ_SECONDS = 45.0
 """Three missed pings: a stream that is silent for so long is dead."""
@@ -131,6 +133,27 @@ class Client:
 
     def delete(self, job_id: str) -> None:
         self._request("DELETE", f"/jobs/{job_id}")
+
+    # -- studies -----------------------------------------------------------------------------------------------------------
+
+    def study(self, job_id: str) -> StudyView:
+        return StudyView.model_validate(self._get(f"/studies/{job_id}"))
+
+    def trials(self, job_id: str, *, cursor: str | None = None, limit: int | None = None) -> Page[TrialView]:
+        """By number."""
+        return Page[TrialView].model_validate(self._get(f"/studies/{job_id}/trials", {"cursor": cursor, "limit": limit}))
+
+    def trial_job(self, job_id: str, number: int) -> dict[str, Any]:
+        """The training job that a trial is."""
+        return dict(self._get(f"/studies/{job_id}/trials/{number}/job"))
+
+    def figure(self, job_id: str, name: str) -> dict[str, Any]:
+        """Plotly's JSON."""
+        return dict(self._get(f"/studies/{job_id}/figures/{name}"))
+
+    def journal(self, job_id: str) -> "Sequence[dict[str, Any]]":
+        """Optuna's journal of a study."""
+        return [dict(line) for line in self._get(f"/studies/{job_id}/export")]
 
     # -- what became of a job ----------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from service.jobs import Jobs
 from service.launcher import Launcher, LauncherUnavailable
 from service.reports import Reports
 from service.store import JobNotFound, Store
+from service.studies import Studies
 from service.supervisor import Supervisor, SupervisorSettings
 
 STOP_SECONDS = 2.0
@@ -106,6 +107,7 @@ class Services:
     store: Store
     jobs: Jobs
     history: History
+    studies: Studies
     reports: Reports
     launcher: Launcher
     supervision: Supervision
@@ -143,7 +145,9 @@ def opened(settings: Settings, metrics: Metrics, service_url: str, launcher: Lau
     jobs = Jobs(store, settings.home, max_unfinished=settings.max_unfinished_jobs)
     metrics.registry.register(StateCollector(jobs, supervision, changes))
     check = ClusterCheck(launcher, keeper)
-    return Services(settings, store, jobs, History(store), Reports(store), launcher, supervision, check, changes, metrics)
+    return Services(
+        *(settings, store, jobs, History(store), Studies(store), Reports(store), launcher, supervision, check, changes, metrics)
+    )
 
 
 def _ray(settings: Settings, stack: ExitStack) -> tuple[Launcher, ClusterKeeper | None]:

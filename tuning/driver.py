@@ -13,7 +13,7 @@ from tuning.loop import Loop
 from tuning.pool import ActorTrials
 from tuning.spec import StudySpec
 from tuning.study import Study
-from tuning.views import summary
+from tuning.summary import summary
 from workers.attempt import JOURNAL, Order, Phase
 from workers.driver import carry_out, leave
 from workers.early import worker_resources

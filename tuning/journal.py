@@ -22,6 +22,9 @@ class KnownJournal(BaseJournalBackend):
     def __init__(self, lines: Sequence[Line]) -> None:
         self._lines = list(lines)
 
+    def __len__(self) -> int:
+        return len(self._lines)
+
     def read_logs(self, log_number_from: int) -> Iterable[Line]:
         return self._lines[log_number_from:]
 

@@ -15,7 +15,6 @@ import xxhash
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
-from scipy.stats import qmc
 
 from tuning.parameters import ChoiceParameter, Parameter
 from tuning.space import Point, Space, key
@@ -148,6 +147,8 @@ def _values(parameter: Parameter) -> Sequence[Any]:
 
 def _quasi_random(space: Space, seed: int, index: int) -> Point:
     """Point ``index`` of a scrambled Sobol sequence (Owen 1998); parameters that do not apply have a place in it too."""
+    from scipy.stats import qmc  # takes longer to import than the service needs to start
+
     sequence = qmc.Sobol(len(space.parameters), rng=seed_of(seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # balance holds for powers of two; a study stops where it will

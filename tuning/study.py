@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
@@ -13,6 +13,7 @@ from tuning.compat_optuna import set_constraint
 from tuning.samplers import Suggestion
 from tuning.space import Point, Space
 from tuning.spec import StudySpec
+from tuning.views import Standing
 
 NAME = "study"
 """Of the only study in its journal."""
@@ -31,18 +32,14 @@ class Study:
         self.spec = spec
         self.space = Space(spec)
         self._storage = storage
-        self._study = optuna.create_study(
-            storage=storage,
-            study_name=NAME,
-            directions=[each.direction for each in spec.objectives],
-            load_if_exists=True,
-        )
+        directions = [each.direction for each in spec.objectives]
+        self.optuna = optuna.create_study(storage=storage, study_name=NAME, directions=directions, load_if_exists=True)
         self._id = storage.get_study_id_from_name(NAME)
 
     @property
     def trials(self) -> Sequence[FrozenTrial]:
         """By number; not to be changed."""
-        return self._study.get_trials(deepcopy=False)
+        return self.optuna.get_trials(deepcopy=False)
 
     def trial(self, number: int) -> FrozenTrial:
         return self.trials[number]
@@ -100,7 +97,7 @@ class Study:
             system_attrs=dict(suggestion.system),
         )
         trial.datetime_start = datetime.now()
-        self._study.add_trial(trial)
+        self.optuna.add_trial(trial)
         return number
 
     def report(self, number: int, step: int, value: float) -> None:
@@ -116,7 +113,7 @@ class Study:
         for name, excess in self._excesses(metrics).items():
             set_constraint(self._storage, self._trial_id(number), name, excess)
         self.note(number, METRICS, dict(metrics))
-        self._study.tell(number, list(values))
+        self.optuna.tell(number, list(values))
 
     def _excesses(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """By how much each limit is passed; zero or less is within it."""
@@ -130,23 +127,20 @@ class Study:
 
     def prune(self, number: int, reason: str) -> None:
         self.note(number, REASON, reason)
-        self._study.tell(number, state=TrialState.PRUNED)
+        self.optuna.tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
         self.note(number, REASON, reason)
-        self._study.tell(number, state=TrialState.FAIL)
+        self.optuna.tell(number, state=TrialState.FAIL)
 
     def best(self) -> list[FrozenTrial]:
         """The best feasible trial; of several objectives, those that no other dominates."""
         if not any(feasible(trial) for trial in self.trials):
             return []
-        return [self._study.best_trial] if len(self.spec.objectives) == 1 else self._study.best_trials
+        return [self.optuna.best_trial] if len(self.spec.objectives) == 1 else self.optuna.best_trials
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-
-
-Standing = Literal["running", "complete", "pruned", "failed", "infeasible"]
 
 
 def standing(trial: FrozenTrial) -> Standing:

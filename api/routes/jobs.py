@@ -7,6 +7,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from api import docs
 from api.services import JobId, Use
+from service.jobs import Created
 from service.spec import AnyJob, TrainJob
 from service.states import JobState
 from service.validation import parse_spec
@@ -29,7 +30,7 @@ Key = Annotated[
 ]
 
 
-async def _spec(request: Request) -> AnyJob:
+async def read_spec(request: Request) -> AnyJob:
     body = await request.body()
     return await to_thread.run_sync(parse_spec, body, request.headers.get("content-type"))
 
@@ -43,8 +44,12 @@ async def _spec(request: Request) -> AnyJob:
 )
 async def submit(request: Request, response: Response, use: Use, idempotency_key: Key = None) -> JobView:
     """Submit a job. 201 with the job; 200 if the `Idempotency-Key` had made it before."""
-    spec = await _spec(request)
+    spec = await read_spec(request)
     created = await to_thread.run_sync(lambda: use.jobs.create(spec, idempotency_key=idempotency_key))
+    return say_created(created, response)
+
+
+def say_created(created: Created, response: Response) -> JobView:
     response.headers["Location"] = f"/api/v1/jobs/{created.job.id}"
     if created.replayed:
         response.status_code = 200
@@ -55,7 +60,7 @@ async def submit(request: Request, response: Response, use: Use, idempotency_key
 @router.post("/plan", operation_id="planJob", openapi_extra=docs.SPEC_BODY, responses=docs.problems(413, 422))
 async def plan(request: Request) -> dict[str, Any]:
     """What a spec would run, without running it: the resolved spec, parameters, steps, tokens, memory per worker."""
-    spec = await _spec(request)
+    spec = await read_spec(request)
     return {"spec": spec.model_dump(mode="json")} | (describe(spec) if isinstance(spec, TrainJob) else {})
 
 

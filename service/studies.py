@@ -1,0 +1,124 @@
+"""Studies: jobs of kind ``tune``, read out of their journals."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.orm import Session
+
+from service import cursors
+from service.jobs import MAX_PAGE, find_job, job_view
+from service.journal import Line, read_journal
+from service.models import Job
+from service.spec import TuneJob
+from service.store import JobNotFound, Store
+from service.views import JobView, Page
+from tuning.views import StudySummary, TrialView
+
+if TYPE_CHECKING:
+    from tuning.journal import KnownJournal
+    from tuning.study import Study
+
+KEPT = 16
+"""Studies whose journals stay replayed, so that a look at a live one reads only what is new."""
+
+
+class StudyView(StudySummary):
+    job: JobView
+    importances: dict[str, float]
+    """The share of each parameter in what tells good trials from others; empty while there are too few."""
+
+
+class Studies:
+    """Every method raises ``JobNotFound``. Optuna is imported when the first study is looked at."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+
+    def require(self, job_id: str) -> None:
+        with self._store.read() as session:
+            _find(session, job_id)
+
+    def get(self, job_id: str) -> StudyView:
+        from tuning.figures import importances
+        from tuning.summary import summary
+
+        with self._lock:
+            job, study = self._study(job_id)
+            return StudyView(job=job_view(job), importances=importances(study), **dict(summary(study)))
+
+    def trials(self, job_id: str, *, cursor: str | None = None, limit: int = 200) -> Page[TrialView]:
+        """By number. Raises ``InvalidCursor``."""
+        from tuning.summary import trial_view
+
+        first = cursors.decode("trials", cursor) if cursor is not None else 0
+        end = first + max(1, min(limit, MAX_PAGE))
+        with self._lock:
+            _, study = self._study(job_id)
+            items = [trial_view(study, trial) for trial in study.trials[first:end]]
+            more = cursors.encode("trials", end) if len(study.trials) > end else None
+        return Page[TrialView](items=items, next_cursor=more)
+
+    def best(self, job_id: str) -> list[TrialView]:
+        from tuning.summary import summary
+
+        with self._lock:
+            return summary(self._study(job_id)[1]).best
+
+    def job_of(self, job_id: str, number: int) -> dict[str, Any]:
+        """A trial's point put into the study's base: a training job."""
+        with self._lock:
+            _, study = self._study(job_id)
+            return study.space.document(study.point(number))
+
+    def figure(self, job_id: str, name: str) -> dict[str, Any]:
+        """Plotly's JSON. Raises ``FigureUnknown`` and ``TooFewTrials``."""
+        from tuning.figures import figure
+
+        with self._lock:
+            return figure(self._study(job_id)[1], name)
+
+    def journal(self, job_id: str) -> list[Line]:
+        """Optuna's journal of the study, as it was written."""
+        with self._store.read() as session:
+            _find(session, job_id)
+            return read_journal(session, job_id)
+
+    def _study(self, job_id: str) -> "tuple[Job, Study]":
+        from optuna.storages import JournalStorage
+
+        from tuning.journal import KnownJournal
+        from tuning.study import Study
+
+        kept = self._kept.get(job_id)
+        with self._store.read() as session:
+            job = _find(session, job_id)
+            new = read_journal(session, job_id, first=len(kept.journal) if kept else 0)
+        if kept is not None and kept.spec == job.spec:
+            kept.journal.append_logs(new)
+            self._kept.move_to_end(job_id)
+            return job, kept.study
+        journal = KnownJournal([*(kept.journal.read_logs(0) if kept else ()), *new])
+        study = Study(TuneJob.model_validate(job.spec), JournalStorage(journal))
+        if new or kept:  # else what Optuna began the study with is its own word, not the driver's
+            self._kept[job_id] = _Kept(job.spec, journal, study)
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return job, study
+
+
+@dataclass(frozen=True)
+class _Kept:
+    spec: dict[str, Any]
+    journal: "KnownJournal"
+    study: "Study"
+
+
+def _find(session: Session, job_id: str) -> Job:
+    job = find_job(session, job_id)
+    if job.kind != "tune":
+        raise JobNotFound(f"job {job_id} is no study: it is of kind {job.kind}")
+    return job
