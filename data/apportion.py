@@ -7,10 +7,11 @@ A cell lies in one line of each of two kinds, its language and its domain. For c
 - *The first n batches together* have floor(n x) or ceil(n x), for every n. Fair scheduling of periodic tasks (Baruah, Cohen,
   Plaxton, Varvel, "Proportionate progress", Algorithmica 1996) gives that for cells alone. For both kinds of lines at once it
   is like the scheduling of a crossbar switch (Giles and Hajek, "Scheduling multirate periodic traffic in a packet switch",
-  1997), and few tables, but some, have no such schedule: the tests have one. So it is searched for: ``data/beam.py``.
+  1997), and a few tables have no such schedule (the tests have one). So it is searched for: ``data/beam.py``. There the first n
+  batches may be off by a whole row, but no more.
 
-Where none is found, since there is none or the table is too large to search, batches are made one by one, the most urgent
-first. They keep the first bound; the second may be off by some rows, and the log says by how many.
+Where no schedule is found, which so far is so for tables too large to search, batches are made one by one, the most urgent
+first. They keep the first bound; the second may be off by more than a row, and the log says by how much.
 
 Legend: C cells, K batches in the period after which the pattern repeats, Q = cells and lines.
 """
@@ -47,7 +48,7 @@ def _batch_counts(shares: tuple[Fraction, ...], size: int, lines: tuple[tuple[st
     extra_KC = search(table)
     if extra_KC is None:
         extra_KC = most_urgent_first(table)
-        if (furthest := table.furthest(extra_KC)) >= 1:
+        if (furthest := table.furthest(extra_KC)) > 1:
             log.warning(
                 "every batch of %d rows has the mix, rounded, but the first n batches together are up to %.2f rows off it",
                 *(size, float(furthest)),

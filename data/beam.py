@@ -6,6 +6,9 @@ row; where it grows, what is rounded down gets one; anything else may. Nothing e
 takes a number of states, those nearest to the exact shares, one batch on, and so forth (beam search; Lowerre, "The Harpy speech
 recognition system", 1976). After the period's last batch every n x is whole, so there is one state, and the pattern closes.
 
+Some tables have no such schedule. Where none is found, a whole n x may be one row over as well, but for the period's last: what
+is rounded up then need not wait for a batch in which floor(n x) does not grow. That is still within one row.
+
 A batch is put together row by row: each row takes one of the subsets of its cells. What the columns have by then is held in
 fields of one word, so one subtraction compares all of them with their bounds. One more column has all cells.
 
@@ -38,7 +41,7 @@ def search(table: Table) -> Ints | None:
     if bits > _WORD_BITS or max(map(len, table.rows)) > _LONGEST_ROW:
         return None
     beam = _Beam(table, columns)
-    found = (beam.run(width) for width in _WIDTHS)
+    found = (beam.run(width, one_over) for one_over in (False, True) for width in _WIDTHS)
     return next((extra_KC for extra_KC in found if extra_KC is not None), None)
 
 
@@ -130,12 +133,17 @@ class _Beam:
         within: Mask = spare & self.guard == self.guard
         return within
 
-    def run(self, width: int) -> Ints | None:
-        """The extra rows of a schedule, ``[K, C]``."""
+    def run(self, width: int, one_over: bool) -> Ints | None:
+        """The extra rows of a schedule, ``[K, C]``.
+
+        Args:
+            one_over: whether a cell or line whose n x is whole may have one row more.
+        """
         states = _States(np.zeros(1, np.int64), np.zeros(1, np.int64))
         steps: list[tuple[Ints, Ints]] = []
         for k in range(self.table.period):
-            from_P, extra_P, columns_P = self._batches(states, k, _MAKING * width)
+            closes = k == self.table.period - 1 or not one_over
+            from_P, extra_P, columns_P = self._batches(states, k, _MAKING * width, closes)
             up_P, chosen = np.unique(states.up_S[from_P] ^ extra_P ^ self.grown_K[k], return_index=True)
             if not len(chosen):
                 return None
@@ -158,13 +166,17 @@ class _Beam:
         extra_KC: Ints = extra_K[:, None] >> np.arange(self.cells) & 1
         return extra_KC
 
-    def _batches(self, states: _States, k: int, most: int) -> tuple[Ints, Ints, Ints]:
-        """Batches that may follow a state: which state, the extra rows, and what columns have of them."""
+    def _batches(self, states: _States, k: int, most: int, closes: bool) -> tuple[Ints, Ints, Ints]:
+        """Batches that may follow a state: which state, the extra rows, and what columns have of them.
+
+        Args:
+            closes: whether what is whole after the batch has no row over.
+        """
         up_S, columns_S = states
         grown, columns_grown = self.grown_K[k], self.columns_grown_K[k]
-        must_S, fixed_S = grown & ~up_S, up_S ^ grown | self.whole_K[k]
+        must_S, fixed_S = grown & ~up_S, up_S ^ grown | (self.whole_K[k] if closes else 0)
         columns_must_S = columns_grown & ~columns_S
-        columns_fixed_S = columns_S ^ columns_grown | self.columns_whole_K[k]
+        columns_fixed_S = columns_S ^ columns_grown | (self.columns_whole_K[k] if closes else 0)
         least_S = self.always + columns_must_S
         most_S = self.always + (columns_must_S | self.sometimes & ~columns_fixed_S)
         from_P = np.arange(len(up_S))

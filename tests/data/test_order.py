@@ -124,7 +124,8 @@ def test_languages_and_domains_are_within_one_row_too(table: tuple[list[Fraction
     assert (counts.sum(axis=1) == batch).all()
     in_one, in_all = furthest_in_batches(counts, parts, lines)
     assert in_one < 1
-    assert in_all < 1
+    # Of some tables no schedule is within less.
+    assert in_all <= 1
 
 
 # Three languages, of which other has one that is meant, in four domains.
@@ -178,15 +179,14 @@ NEVER = (8, 8, 9, 3, 2, 1, 2, 3), ("zh web", "en web", "en papers", "en code", "
 
 
 @pytest.mark.parametrize(("size", "possible"), [(6, False), (5, True), (7, True)])
-def test_there_are_mixes_whose_batches_cannot_all_be_rounded_and_they_are_one_row_off(size: int, possible: bool) -> None:
+def test_where_the_first_batches_cannot_all_be_rounded_they_are_one_row_off_and_no_more(size: int, possible: bool) -> None:
     weights, names = NEVER
     parts = [Fraction(weight, sum(weights)) for weight in weights]
     lines = [(language, domain) for language, domain in (name.split() for name in names)]
     assert schedulable(parts, size, lines) == possible
     in_one, in_all = furthest_in_batches(batch_counts(parts, size, lines), parts, lines)
     assert in_one < 1
-    assert (in_all < 1) == possible
-    assert in_all <= 1
+    assert in_all < 1 if possible else in_all == 1
 
 
 def test_the_schedule_is_the_same_everywhere() -> None:
