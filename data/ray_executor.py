@@ -50,7 +50,7 @@ class RayDataExecutor:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that this way to say it will go; this release has no other
-            rows = items.map(_apply, fn_kwargs={"fn": fn}, max_retries=_MAX_RETRIES)
+            rows = items.map(_apply, fn_kwargs={"fn": fn}, memory=_memory(shards), max_retries=_MAX_RETRIES)
         executions = _executions(rows)
         try:
             for row in _pulsed(rows.iter_rows, self._pulse):
@@ -61,6 +61,15 @@ class RayDataExecutor:
         finally:
             for execution in executions:
                 execution.shutdown(force=True)  # what has ended is left as it is
+
+
+def _memory(shards: Sequence[Any]) -> int | None:
+    """Bytes to reserve for each: at most what a machine has, or nothing would ever run."""
+    import ray
+
+    asked = max(int(getattr(task, "memory_bytes", 0)) for task in shards)
+    largest = max(int(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
+    return min(asked, largest) or None
 
 
 def _apply(row: dict[str, Any], fn: Callable[[Any], Any]) -> dict[str, bytes]:

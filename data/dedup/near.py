@@ -38,6 +38,10 @@ class BucketTask:
     partitions: int
     spec: ExactSpec | NearSpec
 
+    @property
+    def memory_bytes(self) -> int:
+        return self.spec.memory_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class CompareTask:
@@ -49,6 +53,10 @@ class CompareTask:
     """How many files of records there are."""
     partitions: int
     spec: ExactSpec | NearSpec
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.spec.memory_bytes
 
 
 def bucket_path(folder: Path, index: int) -> Path:

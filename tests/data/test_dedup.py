@@ -318,6 +318,7 @@ class Measuring:
         for task in shards:
             self.peak = max(self.peak, peak_bytes(lambda task=task: fn(task)))
             self.tasks += 1
+            assert self.peak <= task.memory_bytes
             yield task.index
 
 

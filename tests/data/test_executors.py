@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -44,6 +45,21 @@ def test_every_task_has_a_result_and_an_error_of_the_users_is_raised_as_it_is(ex
     with pytest.raises(SourceError, match="7 is odd") as raised:
         list(executor.map(halved, (7,)))
     assert raised.value.pointer == "/numbers/7"
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_task_may_hold_is_reserved_for_it_up_to_what_a_machine_has() -> None:
+    import ray
+
+    from data.ray_executor import RayDataExecutor
+
+    def reserved(task: SimpleNamespace) -> float:
+        return float(ray.get_runtime_context().get_assigned_resources().get("memory", 0))
+
+    most = int(ray.cluster_resources()["memory"])
+    for asked, given in ((0, 0), (2**20, 2**20), (2**60, most)):
+        assert list(RayDataExecutor().map(reserved, [SimpleNamespace(memory_bytes=asked)])) == [given]
 
 
 @pytest.mark.cluster
