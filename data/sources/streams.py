@@ -12,13 +12,16 @@ import pyarrow as pa
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 COMPRESSED = tuple(_COMPRESSION)
 _BLOCK_BYTES = 1 << 20
+# What is asked of object storage at once: s3fs would read 50 MiB ahead, beyond the end of what a task reads.
+_AHEAD_BYTES = 4 * 2**20
 
 
 def open_raw(path: str) -> BinaryIO:
     if "://" not in path:
         return Path(path).open("rb")
+    filesystem, name = fsspec.core.url_to_fs(path)
     # fsspec's own files cannot read a line up to a limit; the buffer can.
-    return io.BufferedReader(fsspec.open(path, "rb").open(), _BLOCK_BYTES)
+    return io.BufferedReader(filesystem.open(name, "rb", block_size=_AHEAD_BYTES), _BLOCK_BYTES)
 
 
 def open_file(path: str) -> BinaryIO:
@@ -64,8 +67,9 @@ def _next_line(stream: BinaryIO, at: int, end: int) -> int:
 
 
 def begins_with(path: str, marks: tuple[bytes, ...]) -> bool:
-    with open_raw(path) as stream:
-        return stream.read(max(map(len, marks))).startswith(marks)
+    filesystem, name = fsspec.core.url_to_fs(path)
+    begin: bytes = filesystem.cat_file(name, start=0, end=max(map(len, marks)))
+    return begin.startswith(marks)
 
 
 def about_bytes(error: OSError) -> bool:

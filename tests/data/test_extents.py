@@ -22,7 +22,7 @@ from data.sources import extents, list_files, listing, read_file, streams
 from data.spec import DataSpec, SourceSpec, TokenizerSpec
 from tests.data.conftest import data_spec, json_lines, texts, write
 from tests.data.killed import files
-from tests.data.test_sources import Bucket
+from tests.data.test_sources import Bucket, Ranges
 
 SIZES = (1, 2, 7, 60, 61, 100, 333, 1000, 4096)
 MOST = 400
@@ -90,6 +90,34 @@ def test_lines_are_read_once_whatever_the_borders_and_their_names_are_their_plac
                 assert size * number <= at < size * (number + 1)
                 if isinstance(item, Document):
                     assert json.loads(content[at:].partition(b"\n")[0])["text"] == item.text
+
+
+def test_little_beyond_an_extent_is_asked_of_object_storage(
+    cut: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = json_lines(["x" * 100] * 5_000)
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    fsspec.filesystem("bucket").pipe("/asked/a.jsonl", content)
+    monkeypatch.setattr(streams, "_AHEAD_BYTES", 2000)
+    monkeypatch.setattr(streams, "_BLOCK_BYTES", 1000)
+    cut(20_000)
+    asked: list[int] = []
+    whole = Bucket.cat_file
+    fetch = Ranges._fetch_range
+
+    def fetched(self: Ranges, start: int, end: int) -> bytes:
+        asked.append(end - start)
+        return fetch(self, start, end)
+
+    def cat(self: Bucket, path: str, start: int, end: int) -> bytes:
+        asked.append(end - start)
+        found: bytes = whole(self, path, start, end)
+        return found
+
+    monkeypatch.setattr(Ranges, "_fetch_range", fetched)
+    monkeypatch.setattr(Bucket, "cat_file", cat)
+    assert len(joined(read("bucket:///asked/a.jsonl"))) == 5_000
+    assert len(content) <= sum(asked) < 1.2 * len(content)
 
 
 def test_pieces_of_a_text_are_its_bytes_whatever_the_borders(tmp_path: Path, cut: Callable[[int], None]) -> None:

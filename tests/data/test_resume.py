@@ -270,11 +270,14 @@ def test_a_driver_killed_on_the_cluster_is_replaced(spec: DataSpec, tmp_path: Pa
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("ray_cluster")
-def test_any_number_of_ray_workers_gives_the_same_bytes(everything: DataSpec, tmp_path: Path) -> None:
+def test_any_number_of_ray_workers_gives_the_same_bytes(
+    everything: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray.data
 
     from data.ray_executor import RayDataExecutor
 
+    monkeypatch.setattr("data.sources.listing._EXTENT_BYTES", 4096)  # several of each file
     limits = ray.data.DataContext.get_current().execution_options
     found = [files(prepared_in(tmp_path / "serial", everything, SerialExecutor()).path)]
     before = limits.resource_limits
