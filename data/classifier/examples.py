@@ -1,8 +1,10 @@
 """Reads what a classifier learns from. Unlike a source's, a broken example always stops the work: labels are made with care."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from data.classifier.features import MOST_CHARACTERS
@@ -123,13 +125,21 @@ class Sample:
     """Of any number of examples of a language those whose hashes are lowest, so that reading order decides nothing."""
 
     most: int
+    most_characters: int
+    """Of all together; the first one stays whatever its length."""
     _held: list[tuple[int, str, Any]] = field(default_factory=list)
+    _characters: int = 0
 
     def add(self, example: Example) -> None:
-        self._held.append((text_hash(example.text), example.text[:MOST_CHARACTERS], example.label))
-        if len(self._held) >= 2 * self.most:
+        text = example.text[:MOST_CHARACTERS]
+        self._held.append((text_hash(example.text), text, example.label))
+        self._characters += len(text)
+        if len(self._held) >= 2 * self.most or self._characters >= 2 * self.most_characters:
             self._held = self.lowest()
+            self._characters = sum(len(text) for _, text, _ in self._held)
 
     def lowest(self) -> list[tuple[int, str, Any]]:
         """(hash, beginning of the text, label), by hash."""
-        return sorted(self._held, key=lambda each: (*each[:2], repr(each[2])))[: self.most]
+        chosen = sorted(self._held, key=lambda each: (*each[:2], repr(each[2])))[: self.most]
+        until = accumulate(len(text) for _, text, _ in chosen)
+        return chosen[: max(1, bisect_right(list(until), self.most_characters))]

@@ -4,8 +4,10 @@ Examples fall into five parts by hash. Each part is scored by a fit to the other
 are held out once: that is what the figures are measured on. The model itself is fitted to all of them.
 """
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,13 +35,14 @@ class Examples:
 
     hash_D: npt.NDArray[np.uint64]
     """Of their text: equal ones are on one side."""
-    features: Sequence[Features]
+    features: Iterable[Features]
+    """Asked for once and one by one: those of long texts are larger than what is kept of them."""
     heads: tuple[str, ...]
     answer_DH: Answers
 
 
-def fit(examples: Mapping[str, Examples], spec: TrainingSpec, *, together: bool) -> Classifier:
-    """A model a language.
+def fit(examples: Iterable[tuple[str, Examples]], spec: TrainingSpec, *, together: bool) -> Classifier:
+    """A model a language, one after another.
 
     Args:
         together: where one head has too few examples or is not calibrated, the others are not used either.
@@ -51,7 +54,7 @@ def fit(examples: Mapping[str, Examples], spec: TrainingSpec, *, together: bool)
     figures: list[LanguageFigures] = []
     # What BLAS adds up in several threads depends on their number.
     with library("threadpoolctl", _NEEDED_BY).threadpool_limits(1):
-        for language, of_language in sorted(examples.items()):
+        for language, of_language in examples:
             outcome, model = _fit_language(language, of_language, spec, together)
             figures.append(outcome)
             if model is not None:
@@ -62,7 +65,7 @@ def fit(examples: Mapping[str, Examples], spec: TrainingSpec, *, together: bool)
 def _fit_language(
     language: str, examples: Examples, spec: TrainingSpec, together: bool
 ) -> tuple[LanguageFigures, LanguageModel | None]:
-    count = len(examples.features)
+    count = len(examples.hash_D)
     fold_D = mix64(examples.hash_D ^ key64("fold")) % np.uint64(_FOLDS)
     answers = {
         head: answer_D
@@ -73,10 +76,12 @@ def _fit_language(
     if not answers:
         why = f"each question has fewer than {spec.min_examples} examples on one of its sides"
         return LanguageFigures(language=language, examples=count, off=why), None
-    matrix = _matrix(examples.features)
+    rows, used_C = _matrix(examples.features)
     heads, columns = [], {}
     for head, answer_D in answers.items():
-        column, probability_D = _crossfitted(matrix, answer_D, fold_D)
+        weights, probability_D = _crossfitted(rows, answer_D, fold_D)
+        column = np.zeros(len(used_C))
+        column[used_C] = weights
         figures = _measured(head, probability_D, answer_D, spec.max_calibration_error)
         heads.append(figures)
         if not figures.off:
@@ -97,24 +102,33 @@ def _sides(answer_D: Answers) -> int:
     return min(int(answer_D.sum()), int((~answer_D).sum()))
 
 
-def _matrix(features: Sequence[Features]) -> Any:
-    """Rows as ``LanguageModel`` weighs them: n-grams over the root of their number, figures, one for the bias."""
-    sparse = library("scipy.sparse", _NEEDED_BY)
-    length_D = np.array([len(each.bucket_N) for each in features])
-    ends = np.concatenate(([0], np.cumsum(length_D)))
-    ngrams = sparse.csr_matrix(
-        (np.repeat(1 / np.sqrt(length_D), length_D), np.concatenate([each.bucket_N for each in features]), ends),
-        shape=(len(features), BUCKETS),
-    )
-    ngrams.sum_duplicates()
-    rest = np.column_stack((np.stack([each.figure_F for each in features]), np.ones(len(features))))
-    return sparse.hstack((ngrams, sparse.csr_matrix(rest)), format="csr")
+def _matrix(features: Iterable[Features]) -> tuple[Any, npt.NDArray[np.bool_]]:
+    """Rows as ``LanguageModel`` weighs them: n-grams over the root of their number, figures, one for the bias.
+
+    Of all columns only those that hold something, and which these are. 8 bytes for each different n-gram of each text.
+    """
+    index, value, ends = array("i"), array("f"), [0]
+    seen_B = np.zeros(BUCKETS, np.bool_)
+    for each in features:
+        bucket_B, times_B = np.unique(each.bucket_N, return_counts=True)
+        seen_B[bucket_B] = True
+        dense = np.arange(BUCKETS, BUCKETS + len(each.figure_F) + 1)
+        index.frombytes(np.concatenate((bucket_B, dense)).astype(np.int32).tobytes())
+        row = np.concatenate((times_B / np.sqrt(len(each.bucket_N)), each.figure_F, (1.0,)))
+        value.frombytes(row.astype(np.float32).tobytes())
+        ends.append(len(index))
+    used_C = np.concatenate((seen_B, np.ones(len(dense), np.bool_)))
+    place_C = np.cumsum(used_C, dtype=np.int32) - np.int32(1)
+    columns = np.frombuffer(index, np.int32)
+    for start, end in pairwise(ends):
+        columns[start:end] = place_C[columns[start:end]]
+    parts = np.frombuffer(value, np.float32), columns, np.array(ends, np.int32)
+    shape = len(ends) - 1, int(place_C[-1]) + 1
+    return library("scipy.sparse", _NEEDED_BY).csr_matrix(parts, shape=shape), used_C
 
 
-def _crossfitted(matrix: Any, answer_D: Answers, fold_D: U64) -> tuple[Floats, Floats]:
+def _crossfitted(rows: Any, answer_D: Answers, fold_D: U64) -> tuple[Floats, Floats]:
     """Weights of the columns, and the probability of each example by weights and a calibration that have not seen it."""
-    used = np.unique(matrix.indices)
-    rows = matrix[:, used]
     score_D, probability_D = np.empty(len(answer_D)), np.empty(len(answer_D))
     for fold in np.unique(fold_D):
         out_D = fold_D == fold
@@ -124,10 +138,9 @@ def _crossfitted(matrix: Any, answer_D: Answers, fold_D: U64) -> tuple[Floats, F
         slope, shift = _line(score_D[~out_D], answer_D[~out_D])
         probability_D[out_D] = 1 / (1 + np.exp(-(slope * score_D[out_D] + shift)))
     slope, shift = _line(score_D, answer_D)
-    column = np.zeros(matrix.shape[1])
-    column[used] = slope * _weights(rows, answer_D)
-    column[-1] += shift
-    return column, probability_D
+    weights = slope * _weights(rows, answer_D)
+    weights[-1] += shift
+    return weights, probability_D
 
 
 def _weights(rows: Any, answer_D: Answers) -> Floats:

@@ -177,17 +177,22 @@ def train(lesson: Lesson) -> Classifier:
     spec, learner = lesson.spec.examples, make_learner(lesson.spec)
     assert spec is not None
     languages = _sampled(lesson, learner, spec)
-    examples: dict[str, Examples] = {}
-    for language, sample in languages.items():
-        rows = sample.lowest()
-        questions = learner.questions([label for _, _, label in rows])
-        examples[language] = Examples(
-            hash_D=np.array([hash_ for hash_, _, _ in rows], np.uint64),
-            features=[learner.features(text, language) for _, text, _ in rows],
-            heads=tuple(questions),
-            answer_DH=np.stack(list(questions.values()), axis=1) if questions else np.zeros((len(rows), 0), np.bool_),
-        )
-    classifier = fit(examples, spec, together=learner.together)
+
+    def examples() -> Iterator[tuple[str, Examples]]:
+        for language in sorted(languages):
+            rows = languages.pop(language).lowest()
+            questions = learner.questions([label for _, _, label in rows])
+            yield (
+                language,
+                Examples(
+                    hash_D=np.array([hash_ for hash_, _, _ in rows], np.uint64),
+                    features=(learner.features(text, language) for _, text, _ in rows),
+                    heads=tuple(questions),
+                    answer_DH=np.stack(list(questions.values()), axis=1) if questions else np.zeros((len(rows), 0), np.bool_),
+                ),
+            )
+
+    classifier = fit(examples(), spec, together=learner.together)
     if not any(figures.heads for figures in classifier.figures.languages):
         counts = ", ".join(f"{figures.examples} of {figures.language}" for figures in classifier.figures.languages) or "none"
         raise TrainingError(
@@ -207,5 +212,5 @@ def _sampled(lesson: Lesson, learner: Learner, spec: TrainingSpec) -> dict[str, 
 
     languages: dict[str, Sample] = {}
     for example in read():
-        languages.setdefault(primary(example.language), Sample(spec.max_examples)).add(example)
+        languages.setdefault(primary(example.language), Sample(spec.max_examples, spec.max_characters)).add(example)
     return languages

@@ -6,7 +6,9 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def bernoulli(shares: Sequence[float], seed: int) -> list[bool]:
 @pytest.mark.parametrize(("language", "words", "joint"), [("en", (*GOOD, *POOR), " "), ("zh", "春江潮水连海平上明月共", "")])
 def test_it_says_how_likely_what_it_cannot_know_is(language: str, words: Sequence[str], joint: str) -> None:
     texts, shares = drawn(3000, 1, words, joint)
-    classifier = fit({language: examples(texts, {"good": bernoulli(shares, 2)}, language)}, SPEC, together=True)
+    classifier = fit({language: examples(texts, {"good": bernoulli(shares, 2)}, language)}.items(), SPEC, together=True)
     model = classifier.model(language)
     assert model is not None
     assert classifier.figures.languages[0].heads[0].calibration_error <= 0.05
@@ -74,7 +76,7 @@ def test_it_says_how_likely_what_it_cannot_know_is(language: str, words: Sequenc
 
 def test_labels_that_are_pure_chance_are_answered_with_their_share() -> None:
     texts, _ = drawn(4000, 1)
-    classifier = fit({"en": examples(texts, {"good": bernoulli([0.3] * 4000, 5)})}, SPEC, together=True)
+    classifier = fit({"en": examples(texts, {"good": bernoulli([0.3] * 4000, 5)})}.items(), SPEC, together=True)
     model = classifier.model("en")
     assert model is not None
     said = model.probabilities([features(text) for text in drawn(500, 6)[0]])[:, 0]
@@ -85,7 +87,7 @@ def test_labels_that_are_pure_chance_are_answered_with_their_share() -> None:
 def test_a_language_whose_answers_are_not_calibrated_goes_without() -> None:
     texts, shares = drawn(400, 1)
     strict = TrainingSpec(max_calibration_error=0.001)
-    classifier = fit({"en": examples(texts, {"good": bernoulli(shares, 2)})}, strict, together=True)
+    classifier = fit({"en": examples(texts, {"good": bernoulli(shares, 2)})}.items(), strict, together=True)
     [figures] = classifier.figures.languages
     assert classifier.models == {}
     assert figures.off == "the calibration error is above 0.001"
@@ -97,9 +99,9 @@ def test_a_question_that_is_badly_answered_takes_the_others_along_only_if_told(t
     texts, shares = drawn(3000, 1)
     clear = [share > 0.5 for share in shares]
     both = examples(texts, {"clear": clear, "chance": bernoulli(shares, 2)})
-    found = fit({"en": both}, SPEC, together=True).figures.languages[0].heads
+    found = fit({"en": both}.items(), SPEC, together=True).figures.languages[0].heads
     limit = sum(head.calibration_error for head in found) / 2
-    classifier = fit({"en": both}, TrainingSpec(max_calibration_error=limit), together=together)
+    classifier = fit({"en": both}.items(), TrainingSpec(max_calibration_error=limit), together=together)
     model, [figures] = classifier.model("en"), classifier.figures.languages
     assert sorted(bool(head.off) for head in figures.heads) == [False, True]
     if together:
@@ -114,7 +116,9 @@ def test_questions_and_languages_with_few_examples_go_without() -> None:
     texts, shares = drawn(2000, 1)
     rare = [number < 30 for number in range(2000)]
     english = examples(texts, {"good": bernoulli(shares, 2), "rare": rare})
-    classifier = fit({"en": english, "fr": examples(texts[:60], {"good": bernoulli(shares[:60], 2)})}, SPEC, together=False)
+    classifier = fit(
+        {"en": english, "fr": examples(texts[:60], {"good": bernoulli(shares[:60], 2)})}.items(), SPEC, together=False
+    )
     model = classifier.model("en-GB")
     assert model is not None
     assert model.heads == ("good",)
@@ -134,7 +138,7 @@ def test_a_score_does_not_depend_on_its_batch() -> None:
 
 def test_a_classifier_is_read_as_it_was_written(tmp_path: Path) -> None:
     texts, shares = drawn(1000, 1)
-    made = fit({"en": examples(texts, {"a": bernoulli(shares, 2), "b": bernoulli(shares, 3)})}, SPEC, together=False)
+    made = fit({"en": examples(texts, {"a": bernoulli(shares, 2), "b": bernoulli(shares, 3)})}.items(), SPEC, together=False)
     path = Path(write(tmp_path / "a.safetensors", made.dump()))
     read = Classifier.load(path, "")
     assert read.dump() == made.dump()
@@ -145,13 +149,13 @@ def test_a_classifier_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "edited", "other", "gone", "version"])
 def test_a_file_that_is_no_classifier_is_named(damage: str, tmp_path: Path) -> None:
     texts, shares = drawn(1000, 1)
-    whole = fit({"en": examples(texts, {"a": bernoulli(shares, 2)})}, SPEC, together=True).dump()
+    whole = fit({"en": examples(texts, {"a": bernoulli(shares, 2)})}.items(), SPEC, together=True).dump()
     broken = {
         "cut": whole[:-7],
         "edited": whole[:-1] + bytes([whole[-1] ^ 1]),
         "other": b"{}",
         "gone": b"",
-        "version": whole.replace(b'{\\"format\\": 2', b'{\\"format\\": 9'),
+        "version": whole.replace(b'{\\"format\\": 3', b'{\\"format\\": 9'),
     }[damage]
     path = Path(write(tmp_path / "a.safetensors", broken))
     if damage == "gone":
@@ -196,15 +200,20 @@ def test_the_order_of_examples_and_files_does_not_matter(tmp_path: Path) -> None
     assert train(lesson(str(tmp_path / "b" / "*.jsonl*"))).dump() == one.dump()
 
 
-def test_of_more_examples_than_wanted_the_same_are_taken_in_any_order() -> None:
+@pytest.mark.parametrize(("most", "characters"), [(100, 10**6), (10**6, 40_000)])
+def test_of_more_examples_than_wanted_the_same_are_taken_in_any_order(most: int, characters: int) -> None:
     every = [Example(text, "en", number) for number, text in enumerate(drawn(700, 1)[0])]
     samples = []
     for order in (every, every[::-1]):
-        samples.append(Sample(100))
+        samples.append(Sample(most, characters))
         for example in order:
             samples[-1].add(example)
-    assert samples[0].lowest() == samples[1].lowest()
-    assert len(samples[0].lowest()) == 100
+    taken = samples[0].lowest()
+    assert taken == samples[1].lowest()
+    hashes = sorted(text_hash(example.text) for example in every)
+    assert [hash_ for hash_, _, _ in taken] == hashes[: len(taken)]
+    size = sum(len(text) for _, text, _ in taken)
+    assert len(taken) == most or characters - 1000 < size <= characters  # a text is shorter than 1,000
 
 
 BROKEN: dict[str, tuple[bytes, type[Exception], str]] = {
@@ -289,6 +298,25 @@ def test_the_calibration_error_is_a_mean_distance(pairs: list[tuple[float, bool]
         bins.setdefault(min(int(probability * 10), 9), []).append((probability, answer))
     expected = sum(abs(sum(p for p, _ in each) - sum(a for _, a in each)) for each in bins.values()) / len(pairs)
     assert calibration_error(said, true) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_text_is_counted_as_it_comes_and_its_ngrams_are_not_kept() -> None:
+    """Memory goes with the different n-grams of each text, not with all of all."""
+    texts, shares = drawn(300, 1)
+    made: list[weakref.ref[Features]] = []
+
+    class Watched(Features):
+        __slots__ = ("__weakref__",)
+
+    def one_by_one() -> Iterator[Features]:
+        for text in texts:
+            one = Watched(features(text).bucket_N, np.zeros(0))
+            made.append(weakref.ref(one))
+            assert sum(ref() is not None for ref in made) <= 2  # this one, and the one before it until it is replaced
+            yield one
+
+    lazily = replace(examples(texts, {"good": bernoulli(shares, 2)}), features=one_by_one())
+    assert fit([("en", lazily)], SPEC, together=True).figures.languages[0].examples == 300
 
 
 def test_a_text_without_words_has_features() -> None:
