@@ -148,12 +148,18 @@ def test_sizes_of_groups_of_equal_documents(tmp_path: Path, preparation: Prepara
     assert Report.read(preparation(data_spec(path, deduplicate=False)).path).steps[-1].drops == {}
 
 
-def test_the_report_does_not_depend_on_the_order_of_work(spec: DataSpec, tmp_path: Path) -> None:
-    def written(name: str, executor: Executor) -> bytes:
-        prepared = prepare(spec, TokenizerSpec(vocab_size=300), tmp_path / name, executor, lambda progress: None)
-        return (prepared.path / REPORT_NAME).read_bytes()
+def test_the_report_does_not_depend_on_the_order_of_work_nor_do_grades_and_scores(spec: DataSpec, tmp_path: Path) -> None:
+    judged = DataSpec.model_validate(
+        {**spec.model_dump(), "stages": [*spec.model_dump()["stages"], "grade", "toxicity"], "documents": True}
+    )
 
-    assert written("a", SerialExecutor()) == written("b", Backwards())
+    def written(name: str, executor: Executor) -> dict[str, bytes]:
+        made = prepare(judged, TokenizerSpec(vocab_size=300), tmp_path / name, executor, lambda progress: None).path
+        return {path.name: path.read_bytes() for path in (made / REPORT_NAME, *made.glob("documents/*.parquet"))}
+
+    whole = written("a", SerialExecutor())
+    assert len(whole) > 3
+    assert written("b", Backwards()) == whole
 
 
 @pytest.mark.parametrize("damage", ["cut", "edited", "gone"])
