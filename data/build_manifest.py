@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.buckets import bucket_shares
-from data.classifier.learn import classifiers
+from data.classifier.training import classifier_figures
 from data.corpus import Corpus, cells
 from data.files import checksum
 from data.funnel import drops_of
@@ -39,7 +39,7 @@ def manifest_of(
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         tokenizer_checksum=checksum(work / TOKENIZER_NAME),
-        classifiers={f"stages/{each.number - 1}": each.checksum for each in classifiers(data) if each.checksum},
+        classifiers={f"stages/{each.number - 1}": each.checksum for each in classifier_figures(data) if each.checksum},
         cells=tuple(
             Cell(
                 language=language,

@@ -14,7 +14,6 @@ from data.packing import PackResult, limits_of
 from data.report import (
     Amount,
     CellFlow,
-    Example,
     Histogram,
     LanguageTokens,
     LicenceFlow,
@@ -98,10 +97,7 @@ def _step(count: StageCount) -> Step:
         name=count.stage,
         came=Amount(documents=count.documents, bytes=count.bytes),
         drops=dict(sorted(count.drops.items())),
-        examples={
-            reason: tuple(Example(id=example.id, detail=example.detail, text=example.text) for example in examples)
-            for reason, examples in sorted(count.examples.items())
-        },
+        examples={reason: tuple(examples) for reason, examples in sorted(count.examples.items())},
         grades={language: tuple(levels) for language, levels in sorted(count.grades.items())},
         scores={
             name: Spread(edges=score.edges, counts={key: tuple(counts) for key, counts in sorted(score.counts.items())})

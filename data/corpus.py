@@ -17,7 +17,7 @@ from data.report import Amount, Histogram, ReferenceFigures
 from data.selection import Ints, Mask
 from data.sources import InputFile, extents
 from data.spec import DataSpec
-from data.stages.base import EXAMPLES, Example
+from data.stages.base import EXAMPLES, DroppedExample
 from data.stages.excerpt import excerpt
 from data.tasks import CleanTask, Rows, read_index, read_rows
 
@@ -87,12 +87,13 @@ class Documents:
                 amounts[cell] += Amount(documents=len(sizes), bytes=int(sizes.sum()))
         return tuple(amounts)
 
-    def examples(self, numbers: Ints) -> list[Example]:
+    def examples(self, numbers: Ints) -> list[DroppedExample]:
         """The first of these documents."""
         found = []
         for part, rows in self.locate(numbers[:EXAMPLES]):
             found += [
-                Example(id_, "", excerpt(text, in_)) for id_, text, in_ in read_rows(part, rows, "id", "text", "language")
+                DroppedExample(id_, "", excerpt(text, in_))
+                for id_, text, in_ in read_rows(part, rows, "id", "text", "language")
             ]
         return found
 

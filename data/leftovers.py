@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from data.classifier.learn import FOLDER as CLASSIFIERS
+from data.classifier.training import FOLDER as CLASSIFIERS
 from data.cleaned import FOLDER as CLEANED
 from data.digests import FOLDER as DIGESTS
 from data.files import TEMPORARY_PREFIX, write_atomically

@@ -24,7 +24,7 @@ from data.manifest import DocumentsFile, ShardInfo, Split
 from data.report import Histogram, TextFigures
 from data.shards import write_shard
 from data.spec import MARKS, DataSpec, DocumentTokens
-from data.stages.base import EXAMPLES, Example, StageCount
+from data.stages.base import EXAMPLES, DroppedExample, StageCount
 from data.stages.excerpt import excerpt
 from data.tasks import PART, Rows, read_rows, with_scores
 from data.tokenizer import BYTE, UNKNOWN, Tokenizer
@@ -162,7 +162,7 @@ def _within(limits: DocumentTokens, documents: Iterator[_Document], count: Stage
             shown = count.examples.setdefault(reason, [])
             if len(shown) < EXAMPLES:
                 id_, language = (document.origin[_ORIGIN.index(name)] for name in ("id", "language"))
-                shown.append(Example(id_, str(document.tokens), excerpt(document.text, language)))
+                shown.append(DroppedExample(id_, str(document.tokens), excerpt(document.text, language)))
         else:
             yield document
 

@@ -22,7 +22,7 @@ from data import dropped
 from data.build_inputs import inputs_of
 from data.build_manifest import manifest_of
 from data.build_report import licences_of, summarise
-from data.classifier.learn import Lesson, classifiers, learn, list_lessons, path_of
+from data.classifier.training import ClassifierSource, classifier_figures, list_classifiers, path_of, train_classifiers
 from data.cleaned import FOLDER as CLEANED
 from data.cleaned import clean_versions
 from data.corpus import Corpus, cells, clean_tasks
@@ -111,9 +111,9 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
     with Digests(root / DIGESTS, pulse) as digests:
         files = [list_files(source, f"/data_pipeline/sources/{i}", digests) for i, source in enumerate(data.sources)]
         test_files = list_benchmarks(data.decontaminate, digests)
-        lessons = list_lessons(data, digests)
+        classifiers = list_classifiers(data, digests)
     lexicon = read_lexicon(tokenizer.lexicon) if tokenizer.lexicon is not None else ()
-    identity = _identity(data, tokenizer, [*files, *test_files], lexicon, lessons)
+    identity = _identity(data, tokenizer, [*files, *test_files], lexicon, classifiers)
     final = root / identity
     with locked(lock_of(root, identity), _pulse(on_progress, waiting=True)):
         work = root / f"{identity}.partial"
@@ -125,8 +125,8 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             return prepared
         try:
             work.mkdir(parents=True, exist_ok=True)
-            claim(root, identity, [path_of(lesson, root) for lesson in lessons], pulse)
-            data = learn(data, lessons, root, executor)
+            claim(root, identity, [path_of(source, root) for source in classifiers], pulse)
+            data = train_classifiers(data, classifiers, root, executor)
             tasks = list(clean_tasks(data, files, root / CLEANED))
             claim(root, identity, [task.part for task in tasks], pulse)
             corpus, cleaned = _documents(data, tasks, test_files, work / _SCRATCH, executor, on_progress)
@@ -175,7 +175,11 @@ def _require_libraries(data: DataSpec) -> None:
 
 
 def _identity(
-    data: DataSpec, tokenizer: TokenizerSpec, files: list[list[InputFile]], lexicon: Sequence[str], lessons: Sequence[Lesson]
+    data: DataSpec,
+    tokenizer: TokenizerSpec,
+    files: list[list[InputFile]],
+    lexicon: Sequence[str],
+    classifiers: Sequence[ClassifierSource],
 ) -> str:
     """Hash of everything that decides the bytes: specs, inputs, and the versions of what turns one into the other."""
     digest = xxhash.xxh3_128()
@@ -187,7 +191,7 @@ def _identity(
     if tokenizer.path is not None:
         Tokenizer.load(tokenizer.path)
         versions["tokenizer"] = checksum(Path(tokenizer.path))
-    versions |= {f"stages/{lesson.stage}": lesson.identity for lesson in lessons}
+    versions |= {f"stages/{source.stage}": source.identity for source in classifiers}
     if lexicon:
         versions["lexicon"] = xxhash.xxh3_128_hexdigest("\n".join(lexicon).encode())
     digest.update(json.dumps([versions, data.model_dump(mode="json"), tokenizer.model_dump(mode="json")]).encode())
@@ -289,7 +293,7 @@ def _reported(
     work: Path,
 ) -> Manifest:
     """Writes the report and the list of inputs; the manifest with their checksums."""
-    report = summarise(corpus, manifest, packed, tuple(classifiers(data)), licences_of(tasks, cleaned, corpus))
+    report = summarise(corpus, manifest, packed, tuple(classifier_figures(data)), licences_of(tasks, cleaned, corpus))
     checksums = {}
     for name, record in ((REPORT_NAME, report), (INPUTS_NAME, inputs_of(tasks, cleaned))):
         write_atomically(work / name, record.model_dump_json(indent=1).encode())

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from data.classifier.figures import ClassifierFigures
 from data.manifest import REPORT_NAME, Count, Manifest, Record, Split, read_companion
+from data.stages.base import DroppedExample
 
 FORMAT = 4
 MOST_EPOCHS = 4.0
@@ -26,14 +27,6 @@ class Amount(Record):
 
     def __add__(self, other: "Amount") -> "Amount":
         return Amount(documents=self.documents + other.documents, bytes=self.bytes + other.bytes)
-
-
-class Example(Record):
-    """A document that was dropped: where it lay, the figure that decided, and its beginning without personal data."""
-
-    id: str
-    detail: str
-    text: str
 
 
 class Spread(Record):
@@ -52,7 +45,7 @@ class Step(Record):
     came: Amount
     """To ``sources``: everything that was read, of which broken documents have no bytes."""
     drops: dict[str, int]
-    examples: dict[str, tuple[Example, ...]]
+    examples: dict[str, tuple[DroppedExample, ...]]
     """The first ones of each reason, in reading order."""
     grades: dict[str, tuple[int, ...]] = Field(default={})
     """Of a stage that grades: documents of each level from 0 up, dropped ones too, by language."""

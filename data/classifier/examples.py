@@ -27,7 +27,7 @@ class TrainingError(MantaError):
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class LabelledText:
     text: str
     language: str
     label: Any
@@ -48,7 +48,7 @@ ReadLabel = Callable[[dict[str, Any]], Any]
 """A line's label. What it raises as ``ValueError`` says what is wrong."""
 
 
-def labelled(entry: ExampleFiles, read_label: ReadLabel) -> Iterator[Example]:
+def labelled(entry: ExampleFiles, read_label: ReadLabel) -> Iterator[LabelledText]:
     """
     Raises:
         DocumentError: a line is broken; the message names file and line.
@@ -64,14 +64,14 @@ def labelled(entry: ExampleFiles, read_label: ReadLabel) -> Iterator[Example]:
         _require_unchanged(file, entry)
 
 
-def corpus(entry: ExampleFiles, label: Any) -> Iterator[Example]:
+def corpus(entry: ExampleFiles, label: Any) -> Iterator[LabelledText]:
     """Every document of a corpus, with one label for all. Raises as ``labelled`` does."""
     for file in entry.files:
         try:
             for document in read_file(file, entry.source, MOST_BYTES):
                 if isinstance(document, Bad):
                     raise DocumentError(document.detail, pointer=f"{entry.pointer}/{document.field}")
-                yield Example(document.text, document.language, label)
+                yield LabelledText(document.text, document.language, label)
         except SourceError as error:
             raise type(error)(error.detail, pointer=error.pointer or f"{entry.pointer}/path") from error
         _require_unchanged(file, entry)
@@ -92,7 +92,7 @@ def _lines(file: InputFile, entry: ExampleFiles) -> Iterator[bytes]:
         raise DocumentError(f"{file.path}: cannot be decompressed: {error}", pointer=f"{entry.pointer}/path") from error
 
 
-def _parse(line: bytes, source: SourceSpec, read_label: ReadLabel) -> Example:
+def _parse(line: bytes, source: SourceSpec, read_label: ReadLabel) -> LabelledText:
     value = json.loads(line)
     if not isinstance(value, dict):
         raise ValueError("it is not an object")
@@ -102,7 +102,7 @@ def _parse(line: bytes, source: SourceSpec, read_label: ReadLabel) -> Example:
     if not isinstance(language, str):
         raise ValueError(f"its language is {language!r}, not a code such as 'en'")
     text.encode()  # half of a surrogate pair raises
-    return Example(text, language, read_label(value))
+    return LabelledText(text, language, read_label(value))
 
 
 def _said(error: Exception) -> str:
@@ -130,7 +130,7 @@ class Sample:
     _held: list[tuple[int, str, Any]] = field(default_factory=list)
     _characters: int = 0
 
-    def add(self, example: Example) -> None:
+    def add(self, example: LabelledText) -> None:
         text = example.text[:MOST_CHARACTERS]
         self._held.append((text_hash(example.text), text, example.label))
         self._characters += len(text)

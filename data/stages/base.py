@@ -56,7 +56,7 @@ class Stage(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class DroppedExample:
     """A document that was dropped."""
 
     id: str
@@ -96,7 +96,7 @@ class StageCount:
     bytes: int = 0
     """Of their text, UTF-8."""
     drops: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[Example]] = field(default_factory=dict)
+    examples: dict[str, list[DroppedExample]] = field(default_factory=dict)
     """By reason, the first ones."""
     grades: dict[str, list[int]] = field(default_factory=dict)
     """Of a stage that grades: documents of each level from 0 up, dropped ones too, by language."""
@@ -108,7 +108,7 @@ class StageCount:
         shown = self.examples.setdefault(drop.reason, [])
         if len(shown) < EXAMPLES:
             text = "" if drop.confidential else excerpt(document.text, document.language)
-            shown.append(Example(document.id, drop.detail, text))
+            shown.append(DroppedExample(document.id, drop.detail, text))
 
     def grade(self, document: Document) -> None:
         if document.grade is not None:

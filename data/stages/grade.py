@@ -105,7 +105,7 @@ def _expected(model: "LanguageModel", probability_H: "Floats") -> float:
     return steps[0][0] + sum((high - low) * float(p) for (low, high), p in zip(steps, probability_H, strict=True))
 
 
-class GradeLearner:
+class GradeLabels:
     """The steps between grades, each a question (Frank and Hall 2001): is it at least the upper one?"""
 
     together = True

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from data.classifier.learner import Learner
+from data.classifier.labels import LabelScheme
 from data.spec_base import Spec
 from data.stages.base import Stage
 from data.stages.c4 import C4, C4Spec
@@ -14,12 +14,12 @@ from data.stages.code import Code, CodeSpec
 from data.stages.fineweb import FineWeb, FineWebSpec
 from data.stages.gopher_quality import GopherQuality, GopherQualitySpec
 from data.stages.gopher_repetition import GopherRepetition, GopherRepetitionSpec
-from data.stages.grade import Grade, GradeLearner, GradeSpec
+from data.stages.grade import Grade, GradeLabels, GradeSpec
 from data.stages.language import Language, LanguageSpec
 from data.stages.length import Length, LengthSpec
 from data.stages.normalise import Normalise, NormaliseSpec
 from data.stages.personal_data import PersonalData, PersonalDataSpec
-from data.stages.toxicity import DIMENSIONS, LEXICONS, Toxicity, ToxicityLearner, ToxicitySpec
+from data.stages.toxicity import DIMENSIONS, LEXICONS, Toxicity, ToxicityLabels, ToxicitySpec
 from data.stages.unicode_repair import UnicodeRepair, UnicodeRepairSpec
 from data.stages.url import Url, UrlSpec
 
@@ -56,9 +56,9 @@ _MAKERS: Mapping[type[Spec], Callable[[Any], Stage]] = {
     ToxicitySpec: Toxicity,
 }
 
-_LEARNERS: Mapping[type[Spec], Callable[[], Learner]] = {
-    GradeSpec: GradeLearner,
-    ToxicitySpec: ToxicityLearner,
+_LABELS: Mapping[type[Spec], Callable[[], LabelScheme]] = {
+    GradeSpec: GradeLabels,
+    ToxicitySpec: ToxicityLabels,
 }
 
 DISTRIBUTIONS: Mapping[type[Spec], tuple[str, ...]] = {
@@ -113,9 +113,9 @@ def make_stage(spec: Spec) -> Stage:
     return _MAKERS[type(spec)](spec)
 
 
-def make_learner(spec: Spec) -> Learner:
-    """What knows the examples of a stage that may have a classifier."""
-    return _LEARNERS[type(spec)]()
+def make_labels(spec: Spec) -> LabelScheme:
+    """The labels of a stage that may have a classifier."""
+    return _LABELS[type(spec)]()
 
 
 def score_names(specs: Iterable[Spec]) -> tuple[str, ...]:

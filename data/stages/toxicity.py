@@ -217,7 +217,7 @@ def _features(text: str, language: str) -> "Features":
     return features_of(unit_hashes(text, language), by_characters(language))
 
 
-class ToxicityLearner:
+class ToxicityLabels:
     """Each dimension is a question of its own."""
 
     together = False

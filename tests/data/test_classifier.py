@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.classifier.examples import Example, Sample, TrainingError
+from data.classifier.examples import LabelledText, Sample, TrainingError
 from data.classifier.features import BUCKETS, Features, features_of
 from data.classifier.fit import Examples, calibration_error, fit
-from data.classifier.learn import Lesson, list_lessons, train
 from data.classifier.model import Classifier, LanguageModel
 from data.classifier.spec import TrainingSpec
+from data.classifier.training import ClassifierSource, list_classifiers, train
 from data.dedup.shingles import unit_hashes
 from data.errors import DocumentError, SourceError
 from data.selection import text_hash
@@ -171,10 +171,10 @@ def grade_lines(count: int, seed: int, language: str = "en") -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
-def lesson(path: str, **settings: Any) -> Lesson:
+def source(path: str, **settings: Any) -> ClassifierSource:
     stage = {"stage": "grade", "training": {"labelled": [{"path": path}], **settings}}
     spec = DataSpec.model_validate({"sources": [{"path": "unused.txt"}], "stages": ["normalise", stage]})
-    [listed] = list_lessons(spec)
+    [listed] = list_classifiers(spec)
     return listed
 
 
@@ -182,27 +182,27 @@ def test_the_same_examples_give_the_same_bytes_in_any_process_and_number_of_thre
     path = write(tmp_path / "a.jsonl.gz", grade_lines(1200, 1))
     script = (
         "import sys, hashlib\n"
-        "from tests.data.test_classifier import lesson, train\n"
-        "print(hashlib.sha256(train(lesson(sys.argv[1])).dump()).hexdigest())\n"
+        "from tests.data.test_classifier import source, train\n"
+        "print(hashlib.sha256(train(source(sys.argv[1])).dump()).hexdigest())\n"
     )
     threads = {"OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3", "PYTHONHASHSEED": "3"}
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", script, path]
     other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, env=threads)
-    assert other.stdout.strip() == hashlib.sha256(train(lesson(path)).dump()).hexdigest()
+    assert other.stdout.strip() == hashlib.sha256(train(source(path)).dump()).hexdigest()
 
 
 def test_the_order_of_examples_and_files_does_not_matter(tmp_path: Path) -> None:
     lines = grade_lines(900, 1).splitlines(keepends=True)
-    one = train(lesson(write(tmp_path / "a.jsonl", b"".join(lines))))
+    one = train(source(write(tmp_path / "a.jsonl", b"".join(lines))))
     write(tmp_path / "b" / "1.jsonl", b"".join(lines[::-2]))
     write(tmp_path / "b" / "2.jsonl.gz", b"".join(lines[::2]))
-    assert train(lesson(str(tmp_path / "b" / "*.jsonl*"))).dump() == one.dump()
+    assert train(source(str(tmp_path / "b" / "*.jsonl*"))).dump() == one.dump()
 
 
 @pytest.mark.parametrize(("most", "characters"), [(100, 10**6), (10**6, 40_000)])
 def test_of_more_examples_than_wanted_the_same_are_taken_in_any_order(most: int, characters: int) -> None:
-    every = [Example(text, "en", number) for number, text in enumerate(drawn(700, 1)[0])]
+    every = [LabelledText(text, "en", number) for number, text in enumerate(drawn(700, 1)[0])]
     samples = []
     for order in (every, every[::-1]):
         samples.append(Sample(most, characters))
@@ -241,7 +241,7 @@ BROKEN: dict[str, tuple[bytes, type[Exception], str]] = {
 def test_examples_that_are_no_use_are_named(content: bytes, error: type[Exception], message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", content)
     with pytest.raises(error, match=message) as raised:
-        train(lesson(path))
+        train(source(path))
     at = "/data_pipeline/stages/1/training"
     assert getattr(raised.value, "pointer", None) == (at if error is TrainingError else f"{at}/labelled/0/path")
 
@@ -258,19 +258,19 @@ def test_a_compressed_file_that_is_damaged_is_named(damage: Callable[[bytes], by
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(damage(gzip.compress(grade_lines(300, 1))))
     with pytest.raises(DocumentError, match=r"a\.jsonl\.gz: cannot be decompressed") as raised:
-        train(lesson(str(path)))
+        train(source(str(path)))
     assert raised.value.pointer == "/data_pipeline/stages/1/training/labelled/0/path"
 
 
 def test_examples_that_are_not_there_are_named_when_they_are_listed(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="does not exist") as raised:
-        lesson(str(tmp_path / "a.jsonl"))
+        source(str(tmp_path / "a.jsonl"))
     assert raised.value.pointer == "/data_pipeline/stages/1/training/labelled/0/path"
 
 
 def test_text_that_has_no_labels_is_named_when_it_is_listed() -> None:
     with pytest.raises(SourceError, match="stdlib:prose has no labels") as raised:
-        lesson("stdlib:prose")
+        source("stdlib:prose")
     assert raised.value.pointer == "/data_pipeline/stages/1/training/labelled/0/path"
 
 
@@ -283,11 +283,11 @@ CHANGES: dict[str, Callable[[Path], dict[str, Any]]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_other_examples_are_another_classifier(change: Callable[[Path], dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    first = lesson(write(path, grade_lines(300, 1)))
-    assert lesson(str(path)).identity == first.identity
+    first = source(write(path, grade_lines(300, 1)))
+    assert source(str(path)).identity == first.identity
     settings = change(path)
     settings.pop("labelled", None)
-    assert lesson(str(path), **settings).identity != first.identity
+    assert source(str(path), **settings).identity != first.identity
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))

@@ -5,7 +5,7 @@ import random
 
 from data.funnel import FirstExamples, funnel_of
 from data.spec import DataSpec
-from data.stages.base import EXAMPLES, Example, StageCount
+from data.stages.base import EXAMPLES, DroppedExample, StageCount
 from data.tasks import CleanResult
 from tests.data.conftest import data_spec
 
@@ -15,7 +15,9 @@ def _results(count: int, seed: int) -> list[CleanResult]:
 
     def counted(name: str, index: int) -> StageCount:
         drops = {reason: draw.randrange(1, 9) for reason in ("short", "long") if draw.random() < 0.4}
-        shown = {reason: [Example(f"{index}:{n}", "", "text") for n in range(number)] for reason, number in drops.items()}
+        shown = {
+            reason: [DroppedExample(f"{index}:{n}", "", "text") for n in range(number)] for reason, number in drops.items()
+        }
         return StageCount(name, 100, 1000, drops, shown)
 
     return [

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from data import stdlib
 from data.classifier.fit import calibration_error
-from data.classifier.learn import list_lessons, train
 from data.classifier.model import Classifier
+from data.classifier.training import list_classifiers, train
 from data.documents import Document
 from data.errors import DocumentError, MantaError, SourceError
 from data.executors import Executor, SerialExecutor
@@ -27,7 +27,7 @@ from data.report import Report
 from data.spec import DataSpec, TokenizerSpec
 from data.stages import libraries
 from data.stages.base import Drop, StageCount, clean
-from data.stages.grade import Grade, GradeLearner, GradeSpec
+from data.stages.grade import Grade, GradeLabels, GradeSpec
 from data.stages.libraries import LibraryMissing
 from data.stages.normalise import NormaliseSpec
 from data.stages.registry import given_stages, make_stage
@@ -201,7 +201,7 @@ def test_on_real_text_it_is_calibrated_and_knows_better_than_rules(language: str
         lines = [json.dumps({"text": text}) for text, label in pairs[:cut] if label == grade]
         write(tmp_path / f"{name}.jsonl", "\n".join(lines).encode())
     training = {name: [{"path": str(tmp_path / f"{name}.jsonl"), "language": language}] for name in ("good", "poor")}
-    [listed] = list_lessons(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
+    [listed] = list_classifiers(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
     classifier = train(listed)
     model = classifier.model(language)
     assert model is not None, classifier.figures
@@ -211,7 +211,7 @@ def test_on_real_text_it_is_calibrated_and_knows_better_than_rules(language: str
 
     unseen = pairs[cut:]
     good = np.array([label == 4 for _, label in unseen])
-    said = model.probabilities([GradeLearner().features(text, language) for text, _ in unseen])[:, 0]
+    said = model.probabilities([GradeLabels().features(text, language) for text, _ in unseen])[:, 0]
     assert calibration_error(said, good) <= 0.05 + 1 / np.sqrt(len(unseen))  # that many draws err by about so much
     by_rules = np.array([level(text, language) for text, _ in unseen])
     assert ((said > 0.5) == good).mean() > max(((by_rules >= border) == good).mean() for border in range(5))
@@ -298,7 +298,7 @@ def test_five_levels_are_expected_and_rounded(tmp_path: Path) -> None:
 
     lines = [json.dumps({"text": text, "grade": grade}) for text, grade in graded_texts(1)]
     training = {"labelled": [{"path": write(tmp_path / "a.jsonl", "\n".join(lines).encode())}]}
-    [listed] = list_lessons(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
+    [listed] = list_classifiers(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
     path = write(tmp_path / "a.safetensors", train(listed).dump())
     stage = Grade(GradeSpec.model_validate({"trained": {"path": path}}))
     assert Classifier.load(Path(path), "").models["en"].heads == ("0-1", "1-2", "2-3", "3-4")
@@ -432,10 +432,10 @@ def test_corpora_may_be_of_any_kind_that_sources_are(tmp_path: Path) -> None:
     good = write(tmp_path / "good.txt", "\n\n".join(text for text, grade in bank(1, 4000) if grade == 4).encode())
     poor = write(tmp_path / "poor.jsonl.gz", b"".join(json.dumps({"body": t}).encode() + b"\n" for t, g in bank(2) if not g))
     training = {"good": [{"path": good}], "poor": [{"path": poor, "text_field": "body"}], "min_examples": 10}
-    [listed] = list_lessons(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
+    [listed] = list_classifiers(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
     assert train(listed).figures.languages[0].heads[0].ranking > 0.9
     broken = write(tmp_path / "poor.jsonl.gz", b'{"text": "a"}\n')
-    [listed] = list_lessons(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
+    [listed] = list_classifiers(data_spec("unused.txt", stages=[{"stage": "grade", "training": training}]))
     with pytest.raises(DocumentError, match="no field 'body'") as raised:
         train(listed)
     assert broken in raised.value.detail
@@ -443,7 +443,7 @@ def test_corpora_may_be_of_any_kind_that_sources_are(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_while_it_is_learned_from_is_named(spec: DataSpec, tmp_path: Path) -> None:
-    [listed] = list_lessons(spec)
+    [listed] = list_classifiers(spec)
     write(tmp_path / "examples.jsonl", labelled(5))
     with pytest.raises(SourceError, match="changed while it was read") as raised:
         train(listed)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from data.classifier.figures import LanguageFigures
-from data.classifier.learn import list_lessons, train
+from data.classifier.training import list_classifiers, train
 from data.documents import Document
 from data.errors import DocumentError
 from data.report import Report
@@ -46,8 +46,8 @@ class Trained:
             examples += [(language, text, labels) for text, labels in training(language, 120)]
             harmless = [piece for of, text in seen if of == language for piece in _pieces(text)]
             examples += [(language, piece, []) for piece in harmless[:500]]
-        [lesson] = list_lessons(spec(labelled(folder / "examples.jsonl", examples)))
-        classifier = train(lesson)
+        [source] = list_classifiers(spec(labelled(folder / "examples.jsonl", examples)))
+        classifier = train(source)
         self.figures = classifier.figures.languages
         self.path = write(folder / "model.safetensors", classifier.dump())
 
@@ -136,8 +136,8 @@ def test_a_piece_ends_with_a_line_where_it_can() -> None:
 
 def test_a_dimension_with_few_examples_has_its_lexicon_only(tmp_path: Path) -> None:
     examples = [("en", text, labels) for text, labels in training("en", 60) if "hate" not in labels]
-    [lesson] = list_lessons(spec(labelled(tmp_path / "a.jsonl", examples)))
-    classifier = train(lesson)
+    [source] = list_classifiers(spec(labelled(tmp_path / "a.jsonl", examples)))
+    classifier = train(source)
     assert classifier.models["en"].heads == tuple(dimension for dimension in DIMENSIONS if dimension != "hate")
 
 
@@ -166,11 +166,11 @@ def test_a_preparation_trains_and_drops_by_the_model(tmp_path: Path, preparation
 @pytest.mark.parametrize("labels", [None, "hate", ["rudeness"], [1], {"hate": True}])
 def test_labels_that_are_none_are_named(labels: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", json.dumps({"text": "a", "labels": labels}).encode())
-    [lesson] = list_lessons(spec(path))
+    [source] = list_classifiers(spec(path))
     with pytest.raises(
         DocumentError, match=r"a\.jsonl:1: field 'labels' is .*, not a list of any of violence, sexual"
     ) as raised:
-        train(lesson)
+        train(source)
     assert raised.value.pointer == "/data_pipeline/stages/1/training/labelled/0/path"
 
 

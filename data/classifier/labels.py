@@ -1,4 +1,4 @@
-"""What a stage that can have a classifier says of its examples. Each such stage has one, in its own file."""
+"""How a classifier's examples are labelled, and what it is asked. Each stage that can have one says so in its own file."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from data.classifier.features import Features
 
 
-class Learner(Protocol):
-    """What a stage knows of its examples."""
+class LabelScheme(Protocol):
+    """How the labels of a stage's examples are read, what is asked of a text, and what a classifier sees of it."""
 
     together: bool
     """One question that cannot be answered leaves the others without a model."""

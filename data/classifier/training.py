@@ -16,27 +16,27 @@ import numpy as np
 import xxhash
 
 from data import stdlib
-from data.classifier.examples import Example, ExampleFiles, Sample, TrainingError, corpus, labelled
+from data.classifier.examples import ExampleFiles, LabelledText, Sample, TrainingError, corpus, labelled
 from data.classifier.figures import ClassifierFigures
 from data.classifier.fit import Examples, fit
-from data.classifier.learner import Learner
+from data.classifier.labels import LabelScheme
 from data.classifier.model import FORMAT, Classifier
 from data.classifier.spec import ExamplesSpec, Trainable, TrainedSpec, TrainingSpec
 from data.digests import Digests
-from data.errors import MantaError, SourceError
+from data.errors import SourceError
 from data.executors import Executor
 from data.files import checksum, write_atomically
 from data.sources import list_files
 from data.spec import DataSpec, SourceSpec
-from data.stages.registry import make_learner
+from data.stages.registry import make_labels
 from data.stages.text import primary
 
 FOLDER = ".classifiers"
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """What one stage learns from, listed; or the checksum of what it learned before."""
+class ClassifierSource:
+    """Where the classifier of one stage comes from: listed examples, or the checksum of one that was trained before."""
 
     stage: int
     """Its place, from 0."""
@@ -69,21 +69,14 @@ class Lesson:
 
 
 @dataclass(frozen=True, slots=True)
-class LearnTask:
+class ClassifierTask:
     index: int
-    lesson: Lesson
+    source: ClassifierSource
     path: Path
     """Where the classifier is to lie."""
 
 
-@dataclass(frozen=True, slots=True)
-class LearnResult:
-    index: int
-    failure: tuple[type[MantaError], str, str | None] | None = None
-    """An error of the user's, carried home as a value: executors wrap exceptions in their own."""
-
-
-def list_lessons(data: DataSpec, digests: Digests | None = None) -> list[Lesson]:
+def list_classifiers(data: DataSpec, digests: Digests | None = None) -> list[ClassifierSource]:
     """What the stages learn from, in their order; their files' content is hashed.
 
     Raises:
@@ -97,10 +90,10 @@ def list_lessons(data: DataSpec, digests: Digests | None = None) -> list[Lesson]
     ]
 
 
-def _listed(number: int, spec: Trainable, digests: Digests) -> Lesson:
+def _listed(number: int, spec: Trainable, digests: Digests) -> ClassifierSource:
     at = f"/data_pipeline/stages/{number}"
     if spec.trained is not None:
-        return Lesson(number, spec, checksum=checksum(Path(spec.trained.path), digests.pulse))
+        return ClassifierSource(number, spec, checksum=checksum(Path(spec.trained.path), digests.pulse))
     assert spec.examples is not None
 
     def entries(field: str) -> Iterator[ExampleFiles]:
@@ -112,11 +105,11 @@ def _listed(number: int, spec: Trainable, digests: Digests) -> Lesson:
                 raise SourceError(f"{entry.path} has no labels: labelled examples are JSON lines", pointer=f"{pointer}/path")
             yield ExampleFiles(source, tuple(list_files(source, pointer, digests)), pointer)
 
-    corpora = [(entry, label) for field, label in make_learner(spec).corpora for entry in entries(field)]
-    return Lesson(number, spec, labelled=tuple(entries("labelled")), corpora=tuple(corpora))
+    corpora = [(entry, label) for field, label in make_labels(spec).corpora for entry in entries(field)]
+    return ClassifierSource(number, spec, labelled=tuple(entries("labelled")), corpora=tuple(corpora))
 
 
-def learn(data: DataSpec, lessons: Sequence[Lesson], root: Path, executor: Executor) -> DataSpec:
+def train_classifiers(data: DataSpec, classifiers: Sequence[ClassifierSource], root: Path, executor: Executor) -> DataSpec:
     """The same spec, whose stages have learned.
 
     Args:
@@ -127,15 +120,13 @@ def learn(data: DataSpec, lessons: Sequence[Lesson], root: Path, executor: Execu
         SourceError: a file changed while it was read.
         TrainingError: there are too few examples, or of one kind only, in every language.
     """
-    paths = {lesson.stage: path_of(lesson, root) for lesson in lessons}
+    paths = {source.stage: path_of(source, root) for source in classifiers}
     tasks = [
-        LearnTask(index, lesson, paths[lesson.stage])
-        for index, lesson in enumerate(lesson for lesson in lessons if not paths[lesson.stage].is_file())
+        ClassifierTask(index, source, paths[source.stage])
+        for index, source in enumerate(source for source in classifiers if not paths[source.stage].is_file())
     ]
-    for result in executor.map(teach, tasks):
-        if result.failure is not None:
-            error, detail, pointer = result.failure
-            raise error(detail, pointer=pointer)
+    for _ in executor.map(train_classifier, tasks):
+        pass
     stages = list(data.stages)
     for number, path in paths.items():
         trained = TrainedSpec(path=str(path), checksum=checksum(path))
@@ -143,7 +134,7 @@ def learn(data: DataSpec, lessons: Sequence[Lesson], root: Path, executor: Execu
     return data.model_copy(update={"stages": tuple(stages)})
 
 
-def classifiers(data: DataSpec) -> Iterator[ClassifierFigures]:
+def classifier_figures(data: DataSpec) -> Iterator[ClassifierFigures]:
     """Of every stage that may have one, those that have learned or not."""
     for number, spec in enumerate(data.stages, 1):
         if isinstance(spec, Trainable):
@@ -156,58 +147,54 @@ def classifiers(data: DataSpec) -> Iterator[ClassifierFigures]:
             yield figures
 
 
-def path_of(lesson: Lesson, root: Path) -> Path:
+def path_of(source: ClassifierSource, root: Path) -> Path:
     """Where its classifier lies, trained or not."""
-    if lesson.spec.trained is not None:
-        return Path(lesson.spec.trained.path).absolute()
-    return root / FOLDER / f"{lesson.identity}.safetensors"
+    if source.spec.trained is not None:
+        return Path(source.spec.trained.path).absolute()
+    return root / FOLDER / f"{source.identity}.safetensors"
 
 
-def teach(task: LearnTask) -> LearnResult:
-    """Trains one classifier and writes its file."""
-    try:
-        write_atomically(task.path, train(task.lesson).dump())
-    except MantaError as error:
-        return LearnResult(task.index, (type(error), error.detail, error.pointer))
-    return LearnResult(task.index)
+def train_classifier(task: ClassifierTask) -> int:
+    write_atomically(task.path, train(task.source).dump())
+    return task.index
 
 
-def train(lesson: Lesson) -> Classifier:
-    """Without files, phases or executors: what a lesson teaches. Raises as ``learn`` does."""
-    spec, learner = lesson.spec.examples, make_learner(lesson.spec)
+def train(source: ClassifierSource) -> Classifier:
+    """Without files, phases or executors: the classifier of a source's examples. Raises as ``train_classifiers`` does."""
+    spec, labels = source.spec.examples, make_labels(source.spec)
     assert spec is not None
-    languages = _sampled(lesson, learner, spec)
+    languages = _sampled(source, labels, spec)
 
     def examples() -> Iterator[tuple[str, Examples]]:
         for language in sorted(languages):
             rows = languages.pop(language).lowest()
-            questions = learner.questions([label for _, _, label in rows])
+            questions = labels.questions([label for _, _, label in rows])
             yield (
                 language,
                 Examples(
                     hash_D=np.array([hash_ for hash_, _, _ in rows], np.uint64),
-                    features=(learner.features(text, language) for _, text, _ in rows),
+                    features=(labels.features(text, language) for _, text, _ in rows),
                     heads=tuple(questions),
                     answer_DH=np.stack(list(questions.values()), axis=1) if questions else np.zeros((len(rows), 0), np.bool_),
                 ),
             )
 
-    classifier = fit(examples(), spec, together=learner.together)
+    classifier = fit(examples(), spec, together=labels.together)
     if not any(figures.heads for figures in classifier.figures.languages):
         counts = ", ".join(f"{figures.examples} of {figures.language}" for figures in classifier.figures.languages) or "none"
         raise TrainingError(
             f"no classifier can be trained of these examples ({counts}): in one language at least, a question needs"
             f" {spec.min_examples} on each of its sides",
-            pointer=f"{lesson.pointer}/training",
+            pointer=f"{source.pointer}/training",
         )
     return classifier
 
 
-def _sampled(lesson: Lesson, learner: Learner, spec: TrainingSpec) -> dict[str, Sample]:
-    def read() -> Iterator[Example]:
-        for entry in lesson.labelled:
-            yield from labelled(entry, learner.read_label)
-        for entry, label in lesson.corpora:
+def _sampled(source: ClassifierSource, labels: LabelScheme, spec: TrainingSpec) -> dict[str, Sample]:
+    def read() -> Iterator[LabelledText]:
+        for entry in source.labelled:
+            yield from labelled(entry, labels.read_label)
+        for entry, label in source.corpora:
             yield from corpus(entry, label)
 
     languages: dict[str, Sample] = {}
