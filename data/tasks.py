@@ -164,6 +164,8 @@ def _read(task: CleanTask) -> Iterator[tuple[int, Document | Bad]]:
     for number, file in enumerate(task.files):
         try:
             for item in read_file(file, task.source, task.max_document_bytes):
+                if isinstance(item, Bad) and not (task.drop_bad or item.tolerated):
+                    require_unchanged(file)  # what somebody writes to is torn, and that is what to say
                 yield number, item
             require_unchanged(file)
         except SourceError as error:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.dataset import PackedDataset
-from data.errors import SourceError
+from data.errors import DocumentError, SourceError
 from data.executors import Executor, SerialExecutor
 from data.files import checksum
 from data.locks import locked
@@ -206,6 +206,15 @@ def test_a_file_that_changes_under_the_reader_is_named(spec: DataSpec, tmp_path:
     assert not any(left.is_dir() for left in (tmp_path / "a").glob("[!.]*"))
 
 
+def test_a_file_that_is_torn_because_somebody_writes_to_it_is_said_to_change(spec: DataSpec, tmp_path: Path) -> None:
+    with (tmp_path / "en" / "2.jsonl").open("ab") as file:
+        torn = ChangeFirst(lambda: (file.write(b'{"text": "half of a '), file.flush()))
+        with pytest.raises(SourceError, match=r"en/2\.jsonl changed while it was read"):
+            prepared_in(tmp_path / "a", spec, torn)
+    with pytest.raises(DocumentError, match=r"en/2\.jsonl:\d+: not JSON"):
+        prepared_in(tmp_path / "a", spec, SerialExecutor())
+
+
 def test_a_file_that_is_only_touched_is_the_same(spec: DataSpec, tmp_path: Path) -> None:
     touched = ChangeFirst(lambda: os.utime(tmp_path / "en" / "2.jsonl", ns=(1, 1)))
     assert prepared_in(tmp_path / "a", spec, touched).manifest.documents_read == 260
@@ -349,7 +358,6 @@ def test_ray_data_gives_the_same_bytes(spec: DataSpec, tmp_path: Path, deduplica
 @pytest.mark.cluster
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_error_on_a_worker_arrives_as_it_was(tmp_path: Path) -> None:
-    from data.errors import DocumentError
     from data.ray_executor import RayDataExecutor
 
     path = write(tmp_path / "a.jsonl", json_lines(texts(9)) + b"broken\n")
