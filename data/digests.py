@@ -9,6 +9,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -79,7 +80,10 @@ class Digests:
 
     def _save(self) -> None:
         for folder, entries in self._new.items():
-            there = set(os.listdir(folder)) if folder.is_dir() else set()
+            try:
+                there = set(os.listdir(folder))
+            except OSError:  # it has gone, or may not be listed
+                continue
             # Read again: another preparation may have written meanwhile.
             merged = {name: entry for name, entry in (_read(self._file(folder)) | entries).items() if name in there}
             content = json.dumps(merged).encode()
@@ -97,9 +101,10 @@ def _read(file: Path) -> dict[str, _Entry]:
     """What is torn, or there not at all, is nothing."""
     try:
         stated, _, content = file.read_bytes().partition(b"\n")
-        os.utime(file)  # it is in use: what nobody has used for long is removed
     except OSError:
         return {}
+    with suppress(OSError):
+        os.utime(file)  # it is in use: what nobody has used for long is removed
     if stated.decode(errors="replace") != xxhash.xxh3_128_hexdigest(content):
         return {}
     entries: dict[str, _Entry] = json.loads(content)
