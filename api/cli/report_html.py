@@ -24,7 +24,8 @@ from api.cli.report_page import (
     tokenizer_title,
 )
 from api.cli.text import count, size
-from data.report import Example, Histogram, Report, Step
+from data.report import Histogram, Report, Step
+from data.stages.base import DroppedExample
 
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--bar:#4a7fc1}
@@ -144,7 +145,7 @@ def _reasons(step: Step) -> str:
     return "\n".join(found)
 
 
-def _example(example: Example) -> str:
+def _example(example: DroppedExample) -> str:
     where = " · ".join(escape(part) for part in (example.id, example.detail) if part)
     text = f"<pre>{escape(example.text)}</pre>" if example.text else ""
     return f'<div><div class="dim from">{where}</div>{text}</div>'

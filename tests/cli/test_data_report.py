@@ -19,8 +19,9 @@ from api.cli.report_page import OVERLAP_TITLE, bins, classifiers, grades, page, 
 from data.classifier.figures import ClassifierFigures, HeadFigures, LanguageFigures
 from data.executors import SerialExecutor
 from data.prepare import prepare
-from data.report import Amount, Example, Histogram, ReferenceFigures, Report, Step
+from data.report import Amount, Histogram, ReferenceFigures, Report, Step
 from data.spec import DataSpec, TokenizerSpec
+from data.stages.base import DroppedExample
 from service.views import JobView, Page
 
 HOSTILE = "<script>alert(1)</script> [bold red]x[/]"
@@ -276,7 +277,12 @@ def test_examples_are_one_printable_line() -> None:
 
 def test_the_page_shows_where_an_example_lay_and_no_text_where_there_is_none(data_set: Path) -> None:
     report = Report.read(data_set)
-    examples = {"email": (Example(id="a.jsonl:7", detail="at byte 9", text=""), Example(id="a.jsonl:8", detail="", text="x"))}
+    examples = {
+        "email": (
+            DroppedExample(id="a.jsonl:7", detail="at byte 9", text=""),
+            DroppedExample(id="a.jsonl:8", detail="", text="x"),
+        )
+    }
     step = Step(name="personal_data", came=Amount(documents=2), drops={"email": 2}, examples=examples)
     shown = document(report.model_copy(update={"steps": (step,)}), None, None)
     assert "a.jsonl:7 · at byte 9" in shown
