@@ -6,8 +6,8 @@ finds it there. The stages that clean have the path and checksum of the file in 
 
 import json
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,21 @@ from data.classifier.fit import Examples, fit
 from data.classifier.labels import LabelScheme
 from data.classifier.model import FORMAT, Classifier
 from data.classifier.spec import ExamplesSpec, Trainable, TrainedSpec, TrainingSpec
+from data.cleaned import clean_versions
 from data.digests import Digests
+from data.documents import Document
 from data.errors import SourceError
 from data.executors import Executor
 from data.files import checksum, write_atomically
 from data.sources import list_files
 from data.spec import DataSpec, SourceSpec
-from data.stages.registry import make_labels
+from data.stages.base import Drop, Stage
+from data.stages.registry import CHANGES_TEXT, StageSpec, make_labels, make_stage
 from data.stages.text import primary
 
 FOLDER = ".classifiers"
+# Of examples; stages for certain domains leave them alone.
+_NO_DOMAIN = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,10 @@ class ClassifierSource:
     checksum: str = ""
     labelled: tuple[ExampleFiles, ...] = ()
     corpora: tuple[tuple[ExampleFiles, Any], ...] = ()
+    before: tuple[StageSpec, ...] = ()
+    """Stages that change the texts before they come to this one."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of what decides what those stages do."""
 
     @property
     def pointer(self) -> str:
@@ -61,8 +70,8 @@ class ClassifierSource:
             unicodedata.unidata_version,
             *(metadata.version(name) for name in ("numpy", "scipy", "scikit-learn")),
         ]
-        settings = self.spec.examples.model_dump(mode="json")
-        digest.update(json.dumps([versions, type(self.spec).__name__, settings]).encode())
+        settings = [spec.model_dump(mode="json") for spec in (self.spec.examples, *self.before)]
+        digest.update(json.dumps([versions, self.versions, type(self.spec).__name__, settings]).encode())
         for entry in (*self.labelled, *(entry for entry, _ in self.corpora)):
             digest.update(json.dumps([[file.path, file.size, file.digest] for file in entry.files]).encode())
         return digest.hexdigest()
@@ -84,13 +93,13 @@ def list_classifiers(data: DataSpec, digests: Digests | None = None) -> list[Cla
         OSError: a classifier that was trained before cannot be read; the stage that is made of it says more.
     """
     return [
-        _listed(number, spec, digests or Digests())
+        _listed(number, spec, data, digests or Digests())
         for number, spec in enumerate(data.stages)
         if isinstance(spec, Trainable) and (spec.examples or spec.trained)
     ]
 
 
-def _listed(number: int, spec: Trainable, digests: Digests) -> ClassifierSource:
+def _listed(number: int, spec: Trainable, data: DataSpec, digests: Digests) -> ClassifierSource:
     at = f"/data_pipeline/stages/{number}"
     if spec.trained is not None:
         return ClassifierSource(number, spec, checksum=checksum(Path(spec.trained.path), digests.pulse))
@@ -106,7 +115,15 @@ def _listed(number: int, spec: Trainable, digests: Digests) -> ClassifierSource:
             yield ExampleFiles(source, tuple(list_files(source, pointer, digests)), pointer)
 
     corpora = [(entry, label) for field, label in make_labels(spec).corpora for entry in entries(field)]
-    return ClassifierSource(number, spec, labelled=tuple(entries("labelled")), corpora=tuple(corpora))
+    before = tuple(stage for stage in data.stages[:number] if type(stage) in CHANGES_TEXT and stage.sees(_NO_DOMAIN))
+    return ClassifierSource(
+        number,
+        spec,
+        labelled=tuple(entries("labelled")),
+        corpora=tuple(corpora),
+        before=before,
+        versions=clean_versions(data.model_copy(update={"stages": before, "keep_dropped": False})),
+    )
 
 
 def train_classifiers(data: DataSpec, classifiers: Sequence[ClassifierSource], root: Path, executor: Executor) -> DataSpec:
@@ -162,6 +179,7 @@ def train_classifier(task: ClassifierTask) -> int:
 def train(source: ClassifierSource) -> Classifier:
     """Without files, phases or executors: the classifier of a source's examples. Raises as ``train_classifiers`` does."""
     spec, labels = source.spec.examples, make_labels(source.spec)
+    before = [make_stage(stage) for stage in source.before]
     assert spec is not None
     languages = _sampled(source, labels, spec)
 
@@ -173,7 +191,7 @@ def train(source: ClassifierSource) -> Classifier:
                 language,
                 Examples(
                     hash_D=np.array([hash_ for hash_, _, _ in rows], np.uint64),
-                    features=(labels.features(text, language) for _, text, _ in rows),
+                    features=(labels.features(_changed(text, language, before), language) for _, text, _ in rows),
                     heads=tuple(questions),
                     answer_DH=np.stack(list(questions.values()), axis=1) if questions else np.zeros((len(rows), 0), np.bool_),
                 ),
@@ -188,6 +206,16 @@ def train(source: ClassifierSource) -> Classifier:
             pointer=f"{source.pointer}/training",
         )
     return classifier
+
+
+def _changed(text: str, language: str, stages: Sequence[Stage]) -> str:
+    """A text as it comes to the classifier's stage. What another stage would drop is left as it came there: whoever gave it a
+    label wants it to be learned from."""
+    document = Document(text, "", language, _NO_DOMAIN)
+    for stage in stages:
+        outcome = stage(document)
+        document = document if isinstance(outcome, Drop) else outcome
+    return document.text
 
 
 def _sampled(source: ClassifierSource, labels: LabelScheme, spec: TrainingSpec) -> dict[str, Sample]:

@@ -70,6 +70,9 @@ DISTRIBUTIONS: Mapping[type[Spec], tuple[str, ...]] = {
 }
 """Whose versions decide what a stage does: they are part of what prepared data are known by."""
 
+CHANGES_TEXT: frozenset[type[Spec]] = frozenset((NormaliseSpec, UnicodeRepairSpec, C4Spec, PersonalDataSpec))
+"""Which change the text of documents: a classifier that stands behind them learns from texts that they have changed."""
+
 FOLDERS: Mapping[type[Spec], Path] = {ToxicitySpec: LEXICONS}
 """Whose files decide it as well."""
 

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,9 +24,12 @@ from data.classifier.model import Classifier, LanguageModel
 from data.classifier.spec import TrainingSpec
 from data.classifier.training import ClassifierSource, list_classifiers, train
 from data.dedup.shingles import unit_hashes
+from data.documents import Document
 from data.errors import DocumentError, SourceError
 from data.selection import text_hash
 from data.spec import DataSpec
+from data.stages.base import Drop
+from data.stages.registry import CHANGES_TEXT, StageSpec, make_stage
 from tests.data.conftest import WORDS, write
 
 GOOD, POOR = WORDS[:7], WORDS[7:]
@@ -298,6 +301,24 @@ def test_the_calibration_error_is_a_mean_distance(pairs: list[tuple[float, bool]
         bins.setdefault(min(int(probability * 10), 9), []).append((probability, answer))
     expected = sum(abs(sum(p for p, _ in each) - sum(a for _, a in each)) for each in bins.values()) / len(pairs)
     assert calibration_error(said, true) == pytest.approx(expected, abs=1e-12)
+
+
+def test_it_is_known_which_stages_change_texts() -> None:
+    texts = [
+        "Cafe\u0301\r\n in the harbour.",
+        "The cafÃ© in the harbour is the one that everybody knows.",
+        "\n".join(["The lantern in the harbour is lit when the river is quiet.", "Home"] * 6),
+        "Write to anna.berg@harbour-house.org before winter comes to the meadow and the river.",
+        "老渔夫在清晨的码头上看海。\r\n请写信给anna.berg@harbour-house.org。",
+    ]
+    changing = set()
+    for kind in get_args(get_args(StageSpec)[0]):
+        for text in texts:
+            document = Document(text, "", "en", "web")
+            outcome = make_stage(kind())(document)
+            if not isinstance(outcome, Drop) and outcome.text != text:
+                changing.add(kind)
+    assert changing == CHANGES_TEXT
 
 
 def test_a_text_is_counted_as_it_comes_and_its_ngrams_are_not_kept() -> None:
