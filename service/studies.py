@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
+from data.errors import MantaError
 from service import cursors
 from service.jobs import MAX_PAGE, find_job, job_view
 from service.journal import Line, read_journal
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 KEPT = 16
 """Studies whose journals stay replayed, so that a look at a live one reads only what is new."""
+
+
+class TrialNotFound(MantaError):
+    """A study has no trial of that number."""
+
+    code = "trial_not_found"
+    status = 404
 
 
 class StudyView(StudySummary):
@@ -69,9 +77,11 @@ class Studies:
             return summary(self._study(job_id)[1]).best
 
     def job_of(self, job_id: str, number: int) -> dict[str, Any]:
-        """A trial's point put into the study's base: a training job."""
+        """A trial's point put into the study's base: a training job. Raises ``TrialNotFound``."""
         with self._lock:
             _, study = self._study(job_id)
+            if number >= len(study.trials):
+                raise TrialNotFound(f"study {job_id} has {len(study.trials)} trials, and none of number {number}")
             return study.space.document(study.point(number))
 
     def figure(self, job_id: str, name: str) -> dict[str, Any]:

@@ -87,6 +87,26 @@ def check_plan(job: AnyJob) -> None:
     base, block = (job.base, "/base") if isinstance(job, TuneJob) else (job, "")
     if problems := plan(base).problems:
         raise SpecInvalid([FieldError(block + problem.pointer, problem.detail) for problem in problems])
+    if isinstance(job, TuneJob):
+        _check_points(job)
+
+
+def _check_points(study: TuneJob) -> None:
+    """The points that a study names are to be tried: one that is no job is a mistake, not a trial less."""
+    from tuning.space import Space
+
+    if study.base.world_size > 1:
+        detail = f"a trial trains on one worker in this version, not on {study.base.world_size}; set data_parallel 1"
+        raise SpecInvalid([FieldError("/base/parallel_strategy/data_parallel", detail)])
+    space = Space(study)
+    errors = []
+    for number, point in enumerate(study.points):
+        try:
+            space.job(space.complete(point))
+        except ValueError as error:
+            errors.append(FieldError(f"/points/{number}", str(error)))
+    if errors:
+        raise SpecInvalid(errors)
 
 
 def load(text: str | bytes, content_type: str | None = None) -> Any:

@@ -141,8 +141,6 @@ class StudySpec(Spec):
     """So many trials train at once; the study waits for the resources of all of them."""
     max_retries: int = Field(default=1, ge=0)
     """How often a trial that failed is run again before it counts as failed."""
-    warm_start: tuple[str, ...] = ()
-    """Names of earlier studies over the same space, whose results are known from the start."""
     seed: Seed = 0
 
     @model_validator(mode="after")

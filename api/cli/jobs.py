@@ -89,6 +89,8 @@ def _print_end(job: "JobView") -> None:
 
     if job.failure:
         stdout().print(pages.failure_text(job.failure))
+    elif job.kind == "tune":
+        stderr().print(f"`manta tune show {job.name}` shows what was found.", markup=False)
     elif job.result:
         stdout().print(pages.result_table(job.result))
     elif job.kind == "data" and job.state == "succeeded":

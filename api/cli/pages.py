@@ -27,7 +27,13 @@ STATE_STYLE = {
     "failed": "red",
     "cancelled": "yellow",
 }
-PHASE_TITLE = {"documents": "Documents", "tokenizer": "Tokenizer", "shards": "Packed shards", "training": "Training"}
+PHASE_TITLE = {
+    "documents": "Documents",
+    "tokenizer": "Tokenizer",
+    "shards": "Packed shards",
+    "training": "Training",
+    "trials": "Trials",
+}
 NODE_CHARACTERS = 16
 """Of a node's id that are shown."""
 
@@ -316,7 +322,9 @@ def job_page(
         parts += _section("Workers", workers_table(workers))
     if checkpoints:
         parts += _section("Checkpoints", checkpoints_table(checkpoints))
-    if job.result:
+    if job.result and job.kind == "tune":
+        parts += _section("Result", Text(f"`manta tune show {job.name}` shows what was found.", "dim"))
+    elif job.result:
         parts += _section("Result", result_table(job.result))
         if job.result.get("samples"):
             parts += _section("Samples", samples(job.result))

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.cli.text import count, size
-from service.spec import TrainJob
+from service.spec import TrainJob, TuneJob
 from service.validation import parse_spec
 from workers.plan import Plan, plan
 
@@ -43,7 +43,8 @@ class Planned:
 def make(document: dict[str, Any]) -> Planned:
     """Raises SpecInvalid."""
     spec = parse_spec(document)
-    return Planned(spec.model_dump(mode="json"), plan(spec) if isinstance(spec, TrainJob) else None)
+    base = spec.base if isinstance(spec, TuneJob) else spec if isinstance(spec, TrainJob) else None
+    return Planned(spec.model_dump(mode="json"), plan(base) if base is not None else None)
 
 
 def as_document(planned: Planned) -> dict[str, Any]:

@@ -30,12 +30,14 @@ def read(path: Path, name: str | None = None) -> dict[str, Any]:
 
 def with_absolute_paths(document: dict[str, Any], base: Path) -> dict[str, Any]:
     """Every ``path`` of the data pipeline (sources, examples, classifiers, test sets), tokenizer, lexicon and ``init_from`` of
-    ``document`` seen from ``base``: the service runs elsewhere. Other shapes pass unchanged."""
+    ``document``, and of a study's base, seen from ``base``: the service runs elsewhere. Other shapes pass unchanged."""
     resolved = dict(document)
     if "data_pipeline" in document:
         resolved["data_pipeline"] = _all_absolute(document["data_pipeline"], base)
     if isinstance(document.get("tokenizer"), dict):
         resolved["tokenizer"] = _absolute(_absolute(document["tokenizer"], base), base, "lexicon")
+    if isinstance(document.get("base"), dict):
+        resolved["base"] = with_absolute_paths(document["base"], base)
     if _is_relative(document.get("init_from")):
         resolved["init_from"] = str(base / document["init_from"])
     return resolved

@@ -142,12 +142,14 @@ def show(
     *,
     record: Console | None = None,
     on_update: Callable[[Update], None] | None = None,
+    screen: Screen | None = None,
+    plain: PlainLines | None = None,
 ) -> JobView:
     """Show every update until the job has ended; return it as it ended.
 
     ``record`` gets what stays on the screen: every line, and the bars as they were at the end.
     """
-    screen, plain = Screen(), PlainLines()
+    screen, plain = screen or Screen(), plain or PlainLines()
 
     def take(update: Update) -> None:
         for line in screen.take(update):

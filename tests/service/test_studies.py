@@ -3,17 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from service.models import JournalLine
 from service.spec import TuneJob
+from service.validation import SpecInvalid
 from tests.service.fakes import Driver, Manta
 from workers.attempt import JOURNAL, Report
 
+SPACE = {"training.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2}}
 LINES = [{"op_code": n, "reason": f"line {n}\x00"} for n in range(6)]
 
 
 def submitted(manta: Manta) -> tuple[str, Driver]:
-    space = {"training.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2}}
-    job_id = manta.jobs.create(TuneJob.model_validate({"kind": "tune", "name": "study", "space": space})).job.id
+    job_id = manta.jobs.create(TuneJob.model_validate({"kind": "tune", "name": "study", "space": SPACE})).job.id
     manta.supervisor.tick()
     return job_id, manta.driver(job_id)
 
@@ -83,6 +86,26 @@ def test_what_was_left_by_an_attempt_that_was_given_up_unseen_is_handed_over(man
     manta.pass_time(60)
     assert manta.job(job_id).attempt == 2
     assert len(handed(manta, job_id, 2)) == 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer", "says"),
+    [
+        ({"points": [{"training.learning_rate": 5e-3}]}, "/points/0", "training.learning_rate < 0.001 does not hold"),
+        ({"base": {"parallel_strategy": {"data_parallel": 2}}}, "/base/parallel_strategy/data_parallel", "one worker"),
+        (
+            {"base": {"parallel_strategy": {"tensor_parallel": 2}}},
+            "/base/parallel_strategy/tensor_parallel",
+            "data parallelism",
+        ),
+    ],
+)
+def test_a_study_that_this_version_cannot_run_is_refused(manta: Manta, fields: dict[str, Any], pointer: str, says: str) -> None:
+    given = {"name": "study", "space": SPACE, "constraints": ["training.learning_rate < 0.001"], **fields}
+    with pytest.raises(SpecInvalid) as caught:
+        manta.jobs.create(TuneJob.model_validate(given))
+    assert caught.value.errors[0].pointer == pointer
+    assert says in caught.value.errors[0].detail
 
 
 def test_a_journal_goes_with_its_job(manta: Manta, tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""`manta tune`: what a user sees of a study, and what becomes of its best point."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from api.cli.apply import NotWritable, write_point
+from api.cli.study_pages import spark
+from tests.cli.test_with_a_service import Service
+from tests.cli.test_with_a_service import service as service
+from tests.tuning.stories import told
+
+STORY, JOURNAL = told()
+
+
+@pytest.fixture
+def study(service: Service, tmp_path: Path) -> Service:
+    """A service with one study, ``rates``, whose driver has told all of the story and ended."""
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STORY))
+    order = service.started(path)
+    service.report(order, "phase", by=-1, phase="trials", done=12, total=12, unit="trials")
+    service.report(order, "journal", by=-1, first=0, lines=JOURNAL)
+    service.end(order, "succeeded")
+    return service
+
+
+def test_the_page_of_a_study_tells_what_is_best_and_what_was_saved(study: Service) -> None:
+    shown = study.manta("tune", "show", "rates")
+    assert shown.exit_code == 0, shown.stderr
+    view = study.json("tune", "show", "rates")
+    best = view["best"][0]
+    for said in (
+        "12 trials",
+        "saved by stopping early",
+        "Best so far",
+        f"trial {best['number']}",
+        f"eval_loss {best['values']['eval_loss']:.5g}",
+        "sampler random: as the study asks",
+        "not among the best",
+    ):
+        assert said in shown.stdout, shown.stdout
+
+
+def test_watching_off_a_terminal_says_a_line_for_each_trial_and_ends_as_the_job(study: Service) -> None:
+    watched = study.manta("tune", "watch", "rates")
+    assert watched.exit_code == 0, watched.stderr
+    lines = [line for line in watched.stdout.splitlines() if line.startswith("trial ")]
+    assert len(lines) == 12
+    assert sum("(best so far)" in line for line in lines) == 1
+    assert any(" pruned: not among the best" in line for line in lines)
+
+
+def test_trials_are_listed_whole(study: Service) -> None:
+    assert [trial["number"] for trial in study.json("tune", "trials", "rates")] == list(range(12))
+    assert "training.learning_rate" in study.manta("tune", "trials", "rates").stdout
+
+
+def test_the_best_point_goes_into_a_job_whose_comments_stay(study: Service, tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text("name: tiny  # the name\ntraining:\n  steps: 40  # enough\n  learning_rate: 0.5\n")
+    applied = study.manta("tune", "apply", "rates", str(job))
+    assert applied.exit_code == 0, applied.stderr
+    best = study.json("tune", "show", "rates")["best"][0]["point"]
+    text = job.read_text()
+    assert "# the name" in text
+    assert "steps: 40  # enough" in text
+    training = yaml.safe_load(text)["training"]
+    assert training["learning_rate"] == best["training.learning_rate"]
+    assert training["optimizer"] == best["training.optimizer"]
+    assert study.manta("plan", str(job)).exit_code == 0
+
+
+def test_a_job_that_is_not_there_is_made_from_the_base_and_another_trial_may_be_chosen(study: Service, tmp_path: Path) -> None:
+    job = tmp_path / "new.yaml"
+    assert study.manta("tune", "apply", "rates", str(job), "--trial", "3").exit_code == 0
+    made = yaml.safe_load(job.read_text())
+    third = study.json("tune", "trials", "rates")[3]["point"]
+    assert (made["name"], made["training"]["steps"]) == ("rates-best", 30)
+    assert made["training"]["learning_rate"] == third["training.learning_rate"]
+    assert study.manta("plan", str(job)).exit_code == 0
+
+
+def test_a_figure_is_json_or_a_page_that_needs_nothing_else(study: Service, tmp_path: Path) -> None:
+    assert json.loads(study.manta("tune", "figure", "rates", "history").stdout)["data"]
+    page = tmp_path / "history.html"
+    assert study.manta("tune", "figure", "rates", "history", "--out", str(page)).exit_code == 0
+    html = page.read_text()
+    assert "Plotly.newPlot" in html
+    assert 'src="http' not in html
+
+
+def test_the_export_is_what_optuna_reads(study: Service, tmp_path: Path) -> None:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    path = tmp_path / "journal.log"
+    path.write_text(study.manta("tune", "export", "rates").stdout)
+    loaded = optuna.load_study(study_name="study", storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))))
+    assert len(loaded.trials) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("show", "nobody"), "there is no job 'nobody'"),
+        (("apply", "rates", "x.yaml", "--trial", "99"), "rates has no trial 99"),
+        (("figure", "rates", "pareto"), "pareto is of several objectives"),
+    ],
+)
+def test_what_is_not_there_says_so(study: Service, arguments: tuple[str, ...], says: str) -> None:
+    ended = study.manta("tune", *arguments)
+    assert ended.exit_code == 1
+    assert says in ended.stderr
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "", "\x00"])
+def test_a_file_that_is_no_job_is_left_as_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(content)
+    with pytest.raises(NotWritable):
+        write_point(path, {"training.learning_rate": 0.1}, {}, name="x")
+    assert path.read_text() == content
+
+
+def test_an_item_of_a_list_that_the_file_does_not_give_brings_the_whole_list(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("name: a\n")
+    write_point(path, {"training.betas.0": 0.8}, {"training": {"betas": [0.8, 0.95]}}, name="x")
+    assert yaml.safe_load(path.read_text()) == {"name": "a", "training": {"betas": [0.8, 0.95]}}
+
+
+def test_a_curve_is_drawn_in_blocks() -> None:
+    assert spark([3.0, 2.0, 1.0]) == "█▅▁"
+    assert spark([]) == ""
+    assert spark([1.0, 1.0]) == "▁▁"
+    assert len(spark([float(n) for n in range(100)])) == 16
