@@ -29,8 +29,8 @@ class TrainingSpec(Spec):
     """A language. Of more, those are taken whose hashes are lowest."""
     max_characters: int = Field(default=50_000_000, ge=1_000_000, le=500_000_000)
     """Of all examples of a language together, each up to its first 20,000; of more, those are taken whose hashes are lowest.
-    This decides over memory. Measured at the peak, in bytes for each of these characters: 7 to 10 in English, 42 (texts of
-    20,000) to 67 (of 200) in Chinese, so at the default 0.5 GB and 2.1 to 3.4 GB."""
+    This decides over memory. Measured at the peak, in bytes for each of these characters: 7 to 10 in English, 44 (texts of
+    20,000) to 67 (of 200) in Chinese, so at the default 0.5 GB and 2.2 to 3.4 GB."""
     max_calibration_error: Share = 0.05
     """Where the expected calibration error on examples held out is larger, the language goes without."""
 
