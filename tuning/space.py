@@ -109,10 +109,10 @@ class Space:
                 raise ValueError(f"{text}: cannot be told: {error}") from None
             if not holds:
                 raise ValueError(f"{text} does not hold")
-        if job.world_size > 1:
-            raise ValueError(f"a trial trains on one worker in this version, not on {job.world_size}")
         if problems := plan(job).problems:
             raise ValueError(f"{problems[0].pointer}: {problems[0].detail}")
+        if job.world_size > 1:
+            raise ValueError(f"a trial trains on one worker in this version, not on {job.world_size}")
         return job
 
 
