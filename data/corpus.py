@@ -63,10 +63,14 @@ class Documents:
         pieces = ([column[span][keep[span]] for column in columns] for span in spans(len(self)))
         return Documents._of(self.parts, pieces, folder)
 
+    def by_part(self) -> Iterator[tuple[Path, slice]]:
+        """Each part with its documents."""
+        borders = np.searchsorted(self.part_N, np.arange(len(self.parts) + 1)).tolist()
+        return zip(self.parts, map(slice, borders, borders[1:]), strict=False)
+
     def of_each_part(self) -> list[int]:
         """How many there are."""
-        counts: list[int] = np.diff(np.searchsorted(self.part_N, np.arange(len(self.parts) + 1))).tolist()
-        return counts
+        return [documents.stop - documents.start for _, documents in self.by_part()]
 
     def locate(self, numbers: Ints) -> Iterator[tuple[Path, Ints]]:
         """Parts, and the rows of each, of ascending numbers."""

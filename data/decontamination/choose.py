@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.aside import Aside
+from data.columns import new_column
 from data.corpus import Documents
 from data.decontamination.overlaps import Overlaps, ReferenceSet, find_overlaps
 from data.decontamination.spec import DecontaminateSpec
@@ -40,9 +41,14 @@ def decontaminate(
         SourceError: no item of a test set is long enough to be looked for.
     """
     sets = [*benchmarks, *([ReferenceSet("held_out", documents, np.flatnonzero(held_out_N))] if spec.held_out else [])]
-    train = np.flatnonzero(~held_out_N)
     overlaps = find_overlaps(
-        spec=spec, sets=sets, documents=documents, train=train, folder=folder, executor=executor, pulse=pulse
+        spec=spec,
+        sets=sets,
+        documents=documents,
+        held_out_N=held_out_N,
+        folder=folder,
+        executor=executor,
+        pulse=pulse,
     )
     figures = tuple(_figures(overlaps, number, each.name) for number, each in enumerate(sets))
     for number in range(len(benchmarks)):
@@ -52,7 +58,8 @@ def decontaminate(
                 " without spaces",
                 pointer=f"/data_pipeline/decontaminate/test_sets/{number}/path",
             )
-    keep = np.ones(len(documents), np.bool_)
+    keep = new_column(folder / "keep", np.bool_, len(documents))
+    keep[:] = True
     keep[overlaps.number_K] = False
     aside = _aside(documents, overlaps, sets, len(benchmarks))
     return Contamination(keep, _count(aside), figures, aside)

@@ -21,6 +21,7 @@ from data.decontamination.scan import Reference, ScanTask, scan
 from data.decontamination.spec import DecontaminateSpec
 from data.executors import Executor
 from data.selection import Ints, Mask
+from data.tasks import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,14 @@ def find_overlaps(
     spec: DecontaminateSpec,
     sets: list[ReferenceSet],
     documents: Documents,
-    train: Ints,
+    held_out_N: Mask,
     folder: Path,
     executor: Executor,
     pulse: Callable[[], None],
 ) -> Overlaps:
     """
     Args:
-        train: numbers of the documents that are looked at, ascending.
+        held_out_N: which documents are not looked at.
         folder: for what tasks write; the same input goes on with what is there.
         pulse: called after each task; what it raises ends the work.
     """
@@ -79,7 +80,7 @@ def find_overlaps(
     lengths = sorted({length for result in ordered for length in result.lengths})
     Reference(lengths, partitions, spec.min_overlap).write(folder, size_I)
     set_I = np.repeat(np.arange(len(sets)), [len(each.numbers) for each in sets])
-    return _scanned(documents, train, folder, executor, pulse, set_I, size_I)
+    return _scanned(documents, held_out_N, folder, executor, pulse, set_I, size_I)
 
 
 def _gather_tasks(spec: DecontaminateSpec, sets: list[ReferenceSet], folder: Path) -> Iterator[GatherTask]:
@@ -98,28 +99,30 @@ def _gather_tasks(spec: DecontaminateSpec, sets: list[ReferenceSet], folder: Pat
 
 def _scanned(
     documents: Documents,
-    train: Ints,
+    held_out_N: Mask,
     folder: Path,
     executor: Executor,
     pulse: Callable[[], None],
     set_I: Ints,
     size_I: Ints,
 ) -> Overlaps:
-    tasks, numbers = [], []
-    at = 0
-    for index, (part, rows) in enumerate(documents.locate(train)):
-        tasks.append(ScanTask(index, folder / f"scanned-{index:06}.json", part, rows, folder))
-        numbers.append(train[at : at + len(rows)])
-        at += len(rows)
+    tasks: list[ScanTask] = []
+    of_tasks: list[slice] = []
+    for part, of_part in documents.by_part():
+        rows = documents.row_N[of_part][~held_out_N[of_part]]
+        if len(rows):
+            output = folder / f"scanned-{len(tasks):06}.json"
+            tasks.append(ScanTask(len(tasks), output, part, Rows.of(rows), folder))
+            of_tasks.append(of_part)
     results = {}
     for result in executor.map(scan, tasks):
         results[result.index] = result
         pulse()
     number_K, item_K, share_K = [np.empty(0, np.int64)], [], []
     found_I = np.zeros(len(size_I), np.bool_)
-    for task, of_task in zip(tasks, numbers, strict=True):
+    for task, of_task in zip(tasks, of_tasks, strict=True):
         result = results[task.index]
-        number_K.append(of_task[np.searchsorted(task.rows, result.rows)])
+        number_K.append(of_task.start + np.searchsorted(documents.row_N[of_task], result.rows))
         item_K += result.items
         share_K += result.shares
         found_I[result.found] = True

@@ -16,7 +16,7 @@ from data.decontamination.spec import DecontaminateSpec
 from data.decontamination.units import Texts, item_lengths
 from data.files import U64, atomic, write_atomically
 from data.selection import Ints, Mask
-from data.tasks import read_texts
+from data.tasks import Rows, read_texts
 
 # What gathering and merging hold for one record, with room to spare (a test measures it).
 RECORD_BYTES = 128
@@ -120,7 +120,7 @@ def gather(task: GatherTask) -> GatherResult:
     return result
 
 
-def text_batches(documents: tuple[tuple[Path, Ints], ...]) -> Iterator[list[str]]:
+def text_batches(documents: tuple[tuple[Path, Ints | Rows], ...]) -> Iterator[list[str]]:
     """About a MiB at a time."""
     batch: list[str] = []
     size = 0

@@ -13,6 +13,7 @@ from data.decontamination.reference import borders, map_records, map_words, tabl
 from data.decontamination.units import Texts
 from data.files import U64, write_atomically
 from data.selection import Ints, Mask
+from data.tasks import Rows
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,7 +26,7 @@ class ScanTask:
     index: int
     output: Path
     part: Path
-    rows: Ints
+    rows: Rows
     reference: Path
     """The folder of the table."""
 
@@ -103,11 +104,11 @@ def scan(task: ScanTask) -> ScanResult:
     size_I = map_words(task.reference / "sizes.i64")
     result = ScanResult(task.index, [], [], [], [])
     found: set[int] = set()
-    at = 0
+    rows, at = task.rows.numbers(), 0
     for texts in text_batches(((task.part, task.rows),)):
         for text, items, shares in _overlaps(texts, table, size_I, reference):
             best = int(np.lexsort((items, -shares))[0])
-            result.rows.append(int(task.rows[at + text]))
+            result.rows.append(int(rows[at + text]))
             result.items.append(int(items[best]))
             result.shares.append(round(float(shares[best]), 4))
             found.update(items.tolist())
