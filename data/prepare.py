@@ -223,8 +223,6 @@ def _documents(
     results: dict[int, CleanResult] = {}
     examples = FirstExamples()
     for result in executor.map(clean_files, tasks):
-        if result.failure is not None:
-            raise result.failure.error()
         results[result.index] = examples.thin(result)
         done += tasks[result.index].bytes
         on_progress(Progress("documents", done, total, "bytes"))

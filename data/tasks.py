@@ -21,7 +21,7 @@ from data.dedup.signatures import make_method, signature_path
 from data.dedup.spec import NearSpec
 from data.documents import Bad, Document
 from data.dropped import dropped_beside, dropped_writer
-from data.errors import DocumentError, MantaError, SourceError
+from data.errors import DocumentError, SourceError
 from data.files import U64, atomic, write_atomically
 from data.report import Amount
 from data.selection import Ints, text_hash
@@ -41,18 +41,6 @@ PART = pa.schema(
 # What is in memory at once of a part that is written: documents, and bytes of text (or one document that has more).
 _BATCH_DOCUMENTS = 4096
 _BATCH_BYTES = 4 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An error of the user's, carried home as a value: executors wrap exceptions in their own."""
-
-    detail: str
-    pointer: str
-    document: bool
-
-    def error(self) -> MantaError:
-        return (DocumentError if self.document else SourceError)(self.detail, pointer=self.pointer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +77,6 @@ class CleanResult:
     """What is left, by the language that the last stage left it in."""
     read: tuple[int, ...] = ()
     """Documents, broken ones among them, of each file or extent."""
-    failure: Failure | None = None
 
     @property
     def kept(self) -> int:
@@ -100,17 +87,12 @@ _STAGES: TypeAdapter[tuple[StageSpec, ...]] = TypeAdapter(tuple[StageSpec, ...])
 _CLEAN_RESULT = TypeAdapter(CleanResult)
 
 
-class _Stop(Exception):
-    """A bad document where bad documents stop the work, or a file that will never do."""
-
-    def __init__(self, failure: Failure) -> None:
-        self.failure = failure
-
-
 def clean_files(task: CleanTask) -> CleanResult:
     """Writes ``task.part``: the documents that are left, with the hash that decides over duplicates and splits.
 
     Raises:
+        DocumentError: a document is broken and broken ones are not dropped; the message names file and line.
+        SourceError: a file changed while it was read, or cannot be read at all.
         OSError: a file has gone or its storage does not answer. Nothing is marked as done, so a later attempt goes on here.
     """
     marker = task.part.with_suffix(".json")
@@ -133,17 +115,14 @@ def clean_files(task: CleanTask) -> CleanResult:
                 if on_drop is not None:
                     on_drop(sources.stage, Drop(item.reason, item.detail), nothing)
             else:
-                raise _Stop(Failure(item.detail, _pointer(task, item.field), document=True))
+                raise DocumentError(item.detail, pointer=_pointer(task, item.field))
 
     aside = dropped_writer(dropped_beside(task.part)) if task.keep_dropped else nullcontext()
-    try:
-        with aside as on_drop:
-            seen = [number for number, spec in enumerate(task.stages) if spec.sees(task.source.domain)]
-            stages = _stages(tuple(task.stages[number] for number in seen))
-            cleaned = clean(documents(on_drop), stages, [counts[number] for number in seen], on_drop)
-            languages = _write_part(task.part, cleaned, task.near, score_names(task.stages))
-    except _Stop as stop:
-        return CleanResult(task.index, failure=stop.failure)
+    with aside as on_drop:
+        seen = [number for number, spec in enumerate(task.stages) if spec.sees(task.source.domain)]
+        stages = _stages(tuple(task.stages[number] for number in seen))
+        cleaned = clean(documents(on_drop), stages, [counts[number] for number in seen], on_drop)
+        languages = _write_part(task.part, cleaned, task.near, score_names(task.stages))
     result = CleanResult(task.index, sources, counts, languages, tuple(read))
     write_atomically(marker, _CLEAN_RESULT.dump_json(result))
     return result
@@ -169,7 +148,7 @@ def _read(task: CleanTask) -> Iterator[tuple[int, Document | Bad]]:
                 yield number, item
             require_unchanged(file)
         except SourceError as error:
-            raise _Stop(Failure(error.detail, _pointer(task, "path"), document=False)) from error
+            raise SourceError(error.detail, pointer=_pointer(task, "path")) from error
 
 
 def _pointer(task: CleanTask, name: str) -> str:

@@ -41,9 +41,7 @@ def read_benchmarks(
     if spec is None:
         return []
     tasks = list(_tasks(data, spec, files, folder))
-    for result in executor.map(clean_files, tasks):
-        if result.failure is not None:
-            raise result.failure.error()
+    for _ in executor.map(clean_files, tasks):
         pulse()
     if not tasks:
         return []
