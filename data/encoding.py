@@ -12,14 +12,14 @@ import numpy.typing as npt
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_pb2
 
+from data.remembered import Remembered
+
 Ids = npt.NDArray[np.int32]
 
 # A word has the spaces before it; newlines are by themselves.
 _WORD = re.compile("[ \u2581]+[^ \u2581\n]*|[^ \u2581\n]+|\n+")
 _SPACE = "\u2581"  # in pieces; in a text it counts as one
 _BPE = 2  # ``TrainerSpec.ModelType``
-_MOST_KNOWN = 1 << 17
-_LONGEST_KNOWN = 64
 
 
 def has_borders(model: bytes) -> bool:
@@ -37,30 +37,12 @@ def _crosses(piece: str) -> bool:
     return _SPACE in piece.lstrip(_SPACE) or ("\n" in piece and piece.strip("\n") != "")
 
 
-class _KnownWords(dict[str, bytes]):
-    """Ids as they lie in memory, so that those of a text are joined and not counted out."""
-
-    def __init__(self, processor: sentencepiece.SentencePieceProcessor) -> None:
-        super().__init__()
-        self._processor = processor
-
-    def __missing__(self, word: str) -> bytes:
-        ids = np.array(self._processor.encode(word), np.int32).tobytes()
-        if len(word) <= _LONGEST_KNOWN:
-            self[word] = ids
-        return ids
-
-
 class WordEncoder:
     """What ``processor.encode`` gives, for models that ``has_borders``."""
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor) -> None:
-        self._known = _KnownWords(processor)
+        # As they lie in memory, so that those of a text are joined and not counted out.
+        self._ids = Remembered(lambda word: np.array(processor.encode(word), np.int32).tobytes())
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
-        ids = []
-        for text in texts:
-            if len(self._known) > _MOST_KNOWN:
-                self._known.clear()
-            ids.append(np.frombuffer(b"".join(map(self._known.__getitem__, _WORD.findall(text))), np.int32))
-        return ids
+        return [np.frombuffer(b"".join(self._ids.of(_WORD.findall(text))), np.int32) for text in texts]

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from data.files import U64, mix64
+from data.remembered import Remembered
 from data.selection import text_hash
 from data.stages.text import primary
 
@@ -19,18 +20,9 @@ _CHARACTER_LANGUAGES = frozenset({"zh", "yue", "wuu", "ja", "th", "lo", "km", "m
 _WORD = re.compile(r"\w+")
 _ASCII_TO_WORDS = {c: " " for c in range(128) if not (chr(c).isalnum() or chr(c) == "_")}
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_MOST_WORDS_KNOWN = 1 << 20
 
-
-class _WordHashes(dict[str, bytes]):
-    """xxh3-64 of each word, remembered, as it lies in memory: so those of a text are joined and not counted out."""
-
-    def __missing__(self, word: str) -> bytes:
-        value = self[word] = xxhash.xxh3_64_intdigest(word.encode()).to_bytes(8, sys.byteorder)
-        return value
-
-
-_word_hashes = _WordHashes()
+# As they lie in memory, so that those of a text are joined and not counted out.
+_word_hashes = Remembered(lambda word: xxhash.xxh3_64_intdigest(word.encode()).to_bytes(8, sys.byteorder), most=1 << 20)
 
 
 def shingle_hashes(text: str, language: str, ngram: int) -> U64:
@@ -72,9 +64,7 @@ def _words(text: str) -> U64:
 
 def hash_words(words: Sequence[str]) -> U64:
     """xxh3-64 of each word."""
-    if len(_word_hashes) > _MOST_WORDS_KNOWN:
-        _word_hashes.clear()
-    return np.frombuffer(b"".join(map(_word_hashes.__getitem__, words)), np.uint64)
+    return np.frombuffer(b"".join(_word_hashes.of(words)), np.uint64)
 
 
 def _characters(text: str) -> U64:

@@ -18,6 +18,8 @@ import re
 from functools import lru_cache
 from itertools import chain
 
+from data.remembered import Remembered
+
 # Punctuation and symbols of the living scripts, pictures included; not the underscore, which belongs to names.
 _SYMBOL = (
     r"!-/:-@\[-\^`{-~¡-©«¬®-±´¶-¸»¿×÷،؛؟۔।॥‐-‧‰-⁞₠-⃏←-⯿、。〃〈-〠〰！-／：-＠［-｀｛-･"
@@ -44,32 +46,17 @@ _INSIDE = re.compile(
     r"|(?<=[a-z'\"])\.(?=[A-Z'\"])|(?<=\d)[-+*^](?=[\d-]))"
 )
 
-_MOST_KNOWN = 1 << 17
-_LONGEST_KNOWN = 64
-
-
-class _Known(dict[str, tuple[str, ...]]):
-    """What stands between white space, split."""
-
-    def __missing__(self, piece: str) -> tuple[str, ...]:
-        parts = (piece,) if piece.isalpha() and piece.lower() != "cannot" else tuple(_split(piece))
-        if len(piece) <= _LONGEST_KNOWN:
-            self[piece] = parts
-        return parts
-
-
-_known = _Known()
-
 
 @lru_cache(maxsize=1)
 def tokens(text: str) -> tuple[str, ...]:
     """Words and symbols in order. The last text's are kept: several rules ask for them in turn."""
-    if len(_known) > _MOST_KNOWN:
-        _known.clear()
-    return tuple(chain.from_iterable(map(_known.__getitem__, text.split())))
+    return tuple(chain.from_iterable(_parts.of(text.split())))
 
 
-def _split(piece: str) -> list[str]:
+def _split(piece: str) -> tuple[str, ...]:
+    """What stands between white space."""
+    if piece.isalpha() and piece.lower() != "cannot":
+        return (piece,)
     start, end = 0, len(piece)
     while start < end and piece[start] in _EDGES and not _BEGINNING.match(piece, start):
         start += 1
@@ -77,7 +64,10 @@ def _split(piece: str) -> list[str]:
         end -= 1
     if piece.startswith(".", end) and not piece.startswith("..", end) and _ABBREVIATION.fullmatch(piece, start, end):
         end += 1
-    return [*_MARK.findall(piece, 0, start), *_words(piece[start:end]), *_MARK.findall(piece, end)]
+    return (*_MARK.findall(piece, 0, start), *_words(piece[start:end]), *_MARK.findall(piece, end))
+
+
+_parts = Remembered(_split)
 
 
 def _words(piece: str) -> list[str]:

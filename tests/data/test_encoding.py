@@ -4,12 +4,11 @@ import io
 from functools import cache
 from typing import Any
 
-import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import encoding, stdlib
+from data import stdlib
 from data.encoding import WordEncoder, has_borders
 from data.spec import TokenizerSpec
 from data.tokenizer import train_tokenizer
@@ -74,14 +73,3 @@ def test_only_models_whose_words_stand_apart_are_encoded_by_words() -> None:
     assert not has_borders(trained(split_by_whitespace=False))
     assert not has_borders(trained(user_defined_symbols=["a\nb"]))
     assert has_borders(trained(user_defined_symbols=["\n\n"]))
-
-
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "_MOST_KNOWN", 100)
-    encode = WordEncoder(processor())
-    for start in range(0, 2000, 50):
-        text = " ".join(f"w{start + i}" for i in range(50))
-        assert encode([text])[0].tolist() == processor().encode(text)
-        assert len(encode._known) <= 150
-    encode(["x" * 1000])
-    assert "x" * 1000 not in encode._known

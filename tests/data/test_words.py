@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.stages import words
 from data.stages.words import tokens
 
 
@@ -48,13 +47,3 @@ def test_no_character_is_lost_or_moved(text: str) -> None:
 def test_a_long_piece_is_split_like_a_short_one(unit: str) -> None:
     # What is quadratic in its length would take hours.
     assert "".join(tokens(unit * 300_000)) == unit * 300_000
-
-
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "_MOST_KNOWN", 100)
-    for start in range(0, 5000, 50):
-        tokens(" ".join(f"w{start + i}" for i in range(50)))
-        assert len(words._known) <= 150
-    before = len(words._known)
-    tokens("x" * 1000)
-    assert len(words._known) in (before, 0)
