@@ -24,7 +24,7 @@ from data.table import Ints, Table
 
 Mask = npt.NDArray[np.bool_]
 
-_WIDTHS = (16, 64, 256)
+_WIDTHS = (16, 32, 64)
 """States that are kept; the next number is tried where one does not do. The first does for nearly every mix."""
 _MAKING = 8
 """Batches in the making that are kept, for each state: every so many of all, since those that are alike fail alike."""

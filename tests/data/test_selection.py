@@ -4,7 +4,7 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.selection import held_out
@@ -45,6 +45,7 @@ def test_a_text_of_two_cells_takes_neither_side_from_one_of_them(
 
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=5), min_size=1, max_size=5), st.integers(0, 9))
+@settings(deadline=None)
 def test_only_what_another_cell_has_left_to_train_on_is_not_held_out(texts_by_cell: list[list[int]], seed: int) -> None:
     held, training = sides(texts_by_cell, 0.3, seed)
     assert not set().union(*held) & set().union(*training)
