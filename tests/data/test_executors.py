@@ -15,6 +15,7 @@ from data.executors import Executor, SerialExecutor
 from data.prepare import prepare
 from data.spec import TokenizerSpec
 from tests.data.conftest import data_spec, json_lines, texts, write
+from tests.data.test_grade_training import labelled
 from tests.data.test_prepare import files
 
 TOKENIZER = TokenizerSpec(vocab_size=300)
@@ -64,11 +65,11 @@ def test_what_a_task_may_hold_is_reserved_for_it_up_to_what_a_machine_has() -> N
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("step", ["train", "measure"])
+@pytest.mark.parametrize("step", ["train_classifier", "train", "measure"])
 def test_a_stop_does_not_wait_for_a_long_step_and_ends_its_process(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tokenizer's training, and the losses of counting: a step of one task that is a library's loop, without a line of
+    """Training of a classifier and of the tokenizer, and the losses of counting: one task that is a library's loop, without a line of
     Python in which a signal would be noticed."""
     from data import ray_executor
 
@@ -95,7 +96,9 @@ def test_a_stop_does_not_wait_for_a_long_step_and_ends_its_process(
             running.append(psutil.Process(int(written.read_text())))
             raise Stopped
 
-    spec = data_spec(write(tmp_path / "a.jsonl", json_lines(texts(60))))
+    examples = [{"path": write(tmp_path / "examples.jsonl", labelled(1))}]
+    stages = ["normalise", {"stage": "grade", "training": {"labelled": examples}}]
+    spec = data_spec(write(tmp_path / "a.jsonl", json_lines(texts(60))), stages=stages)
     with pytest.raises(Stopped):
         prepare(spec, TOKENIZER, tmp_path / "ray", EndlessStep(), lambda progress: None)
     [process] = running
