@@ -69,8 +69,8 @@ def test_what_a_task_may_hold_is_reserved_for_it_up_to_what_a_machine_has() -> N
 def test_a_stop_does_not_wait_for_a_long_step_and_ends_its_process(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training of a classifier and of the tokenizer, and the losses of counting: one task that is a library's loop, without a line of
-    Python in which a signal would be noticed."""
+    """Training of a classifier and of the tokenizer, and the losses of counting: one task that is a library's loop, without a
+    line of Python in which a signal would be noticed."""
     from data import ray_executor
 
     monkeypatch.setattr(ray_executor, "_PULSE_SECONDS", 0.01)
