@@ -139,6 +139,10 @@ class Client:
     def study(self, job_id: str) -> StudyView:
         return StudyView.model_validate(self._get(f"/studies/{job_id}"))
 
+    def extend(self, job_id: str, **budget: float | None) -> JobView:
+        """``trials, steps, seconds``: the study's new budget."""
+        return JobView.model_validate(self._request("POST", f"/studies/{job_id}:extend", json=budget).json())
+
     def trials(self, job_id: str, *, cursor: str | None = None, limit: int | None = None) -> Page[TrialView]:
         """By number."""
         return Page[TrialView].model_validate(self._get(f"/studies/{job_id}/trials", {"cursor": cursor, "limit": limit}))

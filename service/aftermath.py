@@ -13,7 +13,7 @@ from service.models import Job
 from service.policies import Decision
 from service.reports import Reports, StaleAttempt
 from service.store import Store
-from workers.attempt import JOURNAL, Report
+from workers.attempt import JOURNAL, WARM, Report
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +73,13 @@ def hand_over(store: Store, job_dir: Path, job: Job) -> None:
         for report in left_behind(job_dir, job.attempt):
             if report.kind == "journal":
                 write_journal(session, job.id, report.data["first"], report.data["lines"])
-        lines = read_journal(session, job.id)
-    path = job_dir / "attempts" / str(job.attempt + 1) / JOURNAL
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        journals = {JOURNAL: read_journal(session, job.id)}
+        for earlier in job.spec["warm_start"]:
+            journals[f"{WARM}{earlier}.jsonl"] = read_journal(session, earlier)
+    folder = job_dir / "attempts" / str(job.attempt + 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in journals.items():
+        write_atomically(folder / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def log_tail(job_dir: Path, attempt: int) -> list[str]:

@@ -19,7 +19,8 @@ from service.models import Attempt, IdempotencyKey, Job
 from service.moves import USER, move, record
 from service.policies import needs
 from service.progress import phase_views
-from service.spec import AnyJob, TrainJob
+from service.resolve import earlier_studies, require_free_name
+from service.spec import AnyJob, TrainJob, TuneJob
 from service.states import FINAL, LIVE, IllegalTransition, JobState, Reason
 from service.store import JobNotFound, Store, lock_job, wake_queue
 from service.validation import check_plan
@@ -93,6 +94,9 @@ class Jobs:
             unfinished = session.scalar(select(func.count()).select_from(Job).where(Job.state.not_in(FINAL))) or 0
             if unfinished >= self._max_unfinished:
                 raise TooManyJobs(f"{unfinished} jobs have not ended and {self._max_unfinished} are allowed; try again later")
+            if isinstance(spec, TuneJob):
+                require_free_name(session, spec)
+                spec = spec.model_copy(update={"warm_start": earlier_studies(session, spec)})
             wants = needs(spec)
             job = Job(
                 id="".join(secrets.choice(_ALPHABET) for _ in range(10)),

@@ -75,6 +75,8 @@ MOVES: dict[tuple[JobState, JobState], frozenset[Reason]] = {
     (_S.PAUSED, _S.CANCELLED): _USER,
     # An accepted cancel ends as cancelled, even when the attempt was quicker.
     (_S.CANCELLING, _S.CANCELLED): _USER,
+    # A study may be given more budget.
+    (_S.SUCCEEDED, _S.QUEUED): _USER,
     (_S.FAILED, _S.QUEUED): _USER,
     (_S.CANCELLED, _S.QUEUED): _USER,
 }

@@ -1,10 +1,13 @@
 """Studies: jobs of kind ``tune``, read out of their journals."""
 
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from data.errors import MantaError
@@ -12,10 +15,15 @@ from service import cursors
 from service.jobs import MAX_PAGE, find_job, job_view
 from service.journal import Line, read_journal
 from service.models import Job
+from service.moves import USER, move
 from service.spec import TuneJob
-from service.store import JobNotFound, Store
+from service.states import FINAL, IllegalTransition, JobState, Reason
+from service.store import JobNotFound, Store, lock_job, wake_queue
+from service.validation import FieldError, SpecInvalid
 from service.views import JobView, Page
+from tuning.spec import Budget
 from tuning.views import StudySummary, TrialView
+from workers.attempt import Desired
 
 if TYPE_CHECKING:
     from tuning.journal import KnownJournal
@@ -41,8 +49,9 @@ class StudyView(StudySummary):
 class Studies:
     """Every method raises ``JobNotFound``. Optuna is imported when the first study is looked at."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
+        self._clock = clock
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
@@ -90,6 +99,35 @@ class Studies:
 
         with self._lock:
             return figure(self._study(job_id)[1], name)
+
+    def extend(self, job_id: str, budget: Mapping[str, Any]) -> JobView:
+        """Give a study that does not run more budget. One that has ended is queued again, and goes on where it was.
+
+        Raises ``IllegalTransition`` while it runs, ``SpecInvalid`` where the budget is none, or no larger.
+        """
+        with self._store.write() as session:
+            _find(session, job_id)
+            job = lock_job(session, job_id)
+            if job.state not in (*FINAL, JobState.PAUSED):
+                raise IllegalTransition(f"study {job.id} is {job.state}; pause it first")
+            try:
+                more = Budget.model_validate({**job.spec["budget"], **budget})
+            except ValidationError as error:
+                raise SpecInvalid(
+                    [FieldError("/" + "/".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+                ) from None
+            for name, before in job.spec["budget"].items():
+                after = getattr(more, name)
+                if before is not None and after is not None and after < before:
+                    raise SpecInvalid([FieldError(f"/{name}", f"{after} is less than the {before} that it has")])
+            job.spec = {**job.spec, "budget": more.model_dump(mode="json")}
+            if job.state in FINAL:
+                job.desired, job.losses, job.failure = Desired.RUNNING, 0, None
+                move(session, job, JobState.QUEUED, Reason.USER, USER, self._clock(), "more budget")
+                wake_queue(session)
+            view = job_view(job)
+        self._store.changed(job_id, lifecycle=True)
+        return view
 
     def journal(self, job_id: str) -> list[Line]:
         """Optuna's journal of the study, as it was written."""

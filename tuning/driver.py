@@ -8,13 +8,13 @@ from pathlib import Path
 from optuna.storages import JournalStorage
 
 from data.files import key64
-from tuning.journal import ReportedJournal, read_lines
+from tuning.journal import KnownJournal, ReportedJournal, read_lines
 from tuning.loop import Loop
 from tuning.pool import ActorTrials
 from tuning.spec import StudySpec
 from tuning.study import Study
 from tuning.summary import summary
-from workers.attempt import JOURNAL, Order, Phase
+from workers.attempt import JOURNAL, WARM, Order, Phase
 from workers.driver import carry_out, leave
 from workers.early import worker_resources
 from workers.preparation import prepared_data, stop_if_asked
@@ -30,6 +30,10 @@ def run_study(order: Order, reporter: Reporter) -> str:
     journal = ReportedJournal(read_lines(attempt_dir(order) / JOURNAL), reporter)
     study = Study(spec, JournalStorage(journal))
 
+    for path in sorted(attempt_dir(order).glob(f"{WARM}*")):
+        name = path.stem.removeprefix(WARM)
+        study.adopt(name, Study(spec, JournalStorage(KnownJournal(read_lines(path)))))
+
     def prepared(job: TrainSpec) -> Path:
         """Trials may search over the data too; each data set is prepared once."""
         name = f"{key64(job.data_pipeline.model_dump_json() + job.tokenizer.model_dump_json()):016x}"
@@ -41,7 +45,7 @@ def run_study(order: Order, reporter: Reporter) -> str:
 
     def pulse() -> None:
         stop_if_asked(reporter)
-        ended = len(study.trials) - len(study.running)
+        ended = len(study.own) - len(study.running)
         reporter.phase(Phase.TRIALS, ended, spec.budget.trials, "trials")
 
     try:

@@ -141,6 +141,9 @@ class StudySpec(Spec):
     """So many trials train at once; the study waits for the resources of all of them."""
     max_retries: int = Field(default=1, ge=0)
     """How often a trial that failed is run again before it counts as failed."""
+    warm_start: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
+    """Earlier studies over the same space and for the same objectives, by id or name: their complete trials are known from the
+    start, and count for no budget."""
     seed: Seed = 0
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from tuning.views import Standing
 NAME = "study"
 """Of the only study in its journal."""
 
-REASON, RETRIES, SAMPLER, METRICS = "reason", "retries", "sampler", "metrics"
+REASON, RETRIES, SAMPLER, METRICS, ORIGIN = "reason", "retries", "sampler", "metrics", "origin"
 """User attributes of a trial."""
 
 SECONDS = "seconds"
@@ -51,9 +51,33 @@ class Study:
     def point(self, number: int) -> Point:
         return self.space.decode(self.trial(number).params)
 
+    @property
+    def own(self) -> list[FrozenTrial]:
+        """Without those of earlier studies."""
+        return [trial for trial in self.trials if ORIGIN not in trial.user_attrs]
+
+    def adopt(self, name: str, earlier: "Study") -> None:
+        """Know the complete trials of an earlier study, if no trial of this one was begun. Adopting twice changes nothing."""
+        if self.own:
+            return
+        known = [trial.user_attrs[ORIGIN] for trial in self.trials]
+        for trial in earlier.own:
+            origin = [name, trial.number]
+            if trial.state is not TrialState.COMPLETE or origin in known:
+                continue
+            copy = create_trial(
+                params=trial.params,
+                distributions=trial.distributions,
+                values=trial.values,
+                intermediate_values=trial.intermediate_values,
+                constraints=trial.constraints,
+                user_attrs={SAMPLER: name, METRICS: trial.user_attrs[METRICS], ORIGIN: origin},
+            )
+            self.optuna.add_trial(copy)
+
     def standings(self) -> Counter[str]:
         """How many trials came to what."""
-        return Counter(standing(trial) for trial in self.trials)
+        return Counter(standing(trial) for trial in self.own)
 
     def retries(self, number: int) -> int:
         return int(self.trial(number).user_attrs.get(RETRIES, 0))
@@ -81,8 +105,8 @@ class Study:
     def budget_spent(self, seconds: float) -> bool:
         budget = self.spec.budget
         return (
-            (budget.trials is not None and len(self.trials) >= budget.trials)
-            or (budget.steps is not None and sum(map(self.steps_taken, self.trials)) >= budget.steps)
+            (budget.trials is not None and len(self.own) >= budget.trials)
+            or (budget.steps is not None and sum(map(self.steps_taken, self.own)) >= budget.steps)
             or (budget.seconds is not None and seconds >= budget.seconds)
         )
 

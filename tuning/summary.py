@@ -31,14 +31,14 @@ def trial_view(study: Study, trial: FrozenTrial) -> TrialView:
 
 
 def summary(study: Study) -> StudySummary:
-    pruned = [trial for trial in study.trials if standing(trial) == "pruned"]
+    pruned = [trial for trial in study.own if standing(trial) == "pruned"]
     sampler, reason = study.spec.sampler.type, "as the study asks"
     if sampler == "auto":
         sampler, reason = choose(study.spec, study.space)
     return StudySummary(
         best=[trial_view(study, trial) for trial in study.best()],
         trials=dict(study.standings()),
-        steps=sum(map(study.steps_taken, study.trials)),
+        steps=sum(map(study.steps_taken, study.own)),
         steps_saved=sum(study.total_steps(trial.number) - study.steps_taken(trial) for trial in pruned),
         seconds=study.seconds_spent,
         sampler=sampler,

@@ -14,6 +14,10 @@ JOURNAL = "journal.jsonl"
 """In the directory of an attempt at a study: the study's journal, as it was when the attempt began."""
 
 
+WARM = "warm-"
+"""Beside it, ``warm-ID.jsonl``: the journal of an earlier study whose trials are to be known."""
+
+
 class Order(BaseModel):
     """Attempt ``attempt`` at job ``job_id``: read by ``python -m workers.driver FILE`` from a file that only its user can read.
 

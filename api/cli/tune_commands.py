@@ -97,6 +97,22 @@ def apply(
 
 
 @tune.command()
+def extend(
+    context: typer.Context,
+    study: StudyArgument,
+    trials: Annotated[int | None, typer.Option(help="Trials in all.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.", min=1)] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds in all.", min=0)] = None,
+    output: Output = Format.TEXT,
+) -> None:
+    """Give a study that has ended, or is paused, a larger budget; one that has ended goes on where it was."""
+    client, job = _found(context, study)
+    budget = {name: value for name, value in (("trials", trials), ("steps", steps), ("seconds", seconds)) if value is not None}
+    extended = client.extend(job.id, **budget)
+    show(extended, f"[bold]{job.name}[/] {job.id} has a larger budget (now {extended.state.value}).", output)
+
+
+@tune.command()
 def figure(
     context: typer.Context,
     study: StudyArgument,

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
 
 from api import docs
 from api.routes.jobs import Cursor, Key, Limit, read_spec, say_created
@@ -14,6 +15,17 @@ from service.studies import StudyView
 from service.validation import FieldError, SpecInvalid
 from service.views import JobView, Page
 from tuning.views import TrialView
+
+
+class BudgetChange(BaseModel):
+    """What is given replaces what the study had."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    trials: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+
 
 router = APIRouter(prefix="/studies", tags=["studies"])
 
@@ -89,6 +101,12 @@ def pause(job_id: JobId, use: Use) -> JobView:
 def resume(job_id: JobId, use: Use) -> JobView:
     use.studies.require(job_id)
     return use.jobs.resume(job_id)
+
+
+@router.post("/{job_id}:extend", operation_id="extendStudy", responses=docs.problems(404, 409, 422))
+def extend(job_id: JobId, budget: BudgetChange, use: Use) -> JobView:
+    """Give a study that has ended, or is paused, a larger budget. One that has ended is queued again."""
+    return use.studies.extend(job_id, budget.model_dump(exclude_unset=True))
 
 
 @router.post("/{job_id}:cancel", operation_id="cancelStudy", responses=docs.problems(404, 409))

@@ -50,7 +50,9 @@ def test_every_live_job_can_be_cancelled_but_not_at_once(state: S) -> None:
 
 
 def test_a_succeeded_job_stays_so() -> None:
-    assert not [move for move in MOVES if move[0] is S.SUCCEEDED]
+    assert {to: why for (old, to), why in MOVES.items() if old is S.SUCCEEDED} == {S.QUEUED: {R.USER}}, (
+        "more budget for a study"
+    )
 
 
 def test_a_final_state_is_left_by_its_user_alone() -> None:

@@ -6,12 +6,16 @@ from typing import Any
 import pytest
 
 from service.models import JournalLine
+from service.resolve import StudyExists
 from service.spec import TuneJob
+from service.states import IllegalTransition
+from service.studies import Studies
 from service.validation import SpecInvalid
 from tests.service.fakes import Driver, Manta
-from workers.attempt import JOURNAL, Report
+from workers.attempt import JOURNAL, WARM, Report
 
 SPACE = {"training.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2}}
+OTHER_SPACE = {"training.weight_decay": {"type": "float", "low": 0, "high": 1}}
 LINES = [{"op_code": n, "reason": f"line {n}\x00"} for n in range(6)]
 
 
@@ -106,6 +110,59 @@ def test_a_study_that_this_version_cannot_run_is_refused(manta: Manta, fields: d
         manta.jobs.create(TuneJob.model_validate(given))
     assert caught.value.errors[0].pointer == pointer
     assert says in caught.value.errors[0].detail
+
+
+def test_a_study_begins_with_the_journals_of_those_that_it_names(manta: Manta) -> None:
+    job_id, driver = submitted(manta)
+    driver.send(journal(driver, 0, LINES))
+    driver.ends("succeeded")
+    manta.pass_time(1)
+    later = {"name": "later", "space": SPACE, "warm_start": ["study"]}
+    second = manta.jobs.create(TuneJob.model_validate(later)).job
+    assert second.spec["warm_start"] == [job_id]
+    manta.pass_time(1)
+    path = manta.jobs.directory(second.id) / "attempts" / "1" / f"{WARM}{job_id}.jsonl"
+    assert len(path.read_text().splitlines()) == len(LINES)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"warm_start": ["nobody"]}, "there is no study nobody"),
+        ({"warm_start": ["study"], "objectives": [{"metric": "seconds"}]}, "study study has another objective"),
+        (
+            {"warm_start": ["study"], "space": {"training.weight_decay": {"type": "float", "low": 0, "high": 1}}},
+            "another space",
+        ),
+    ],
+)
+def test_a_study_that_cannot_be_begun_from_is_named(manta: Manta, fields: dict[str, Any], says: str) -> None:
+    submitted(manta)
+    with pytest.raises(SpecInvalid, match=says):
+        manta.jobs.create(TuneJob.model_validate({"name": "later", "space": SPACE, **fields}))
+
+
+def test_a_name_that_is_taken_says_by_whom(manta: Manta) -> None:
+    job_id, _ = submitted(manta)
+    with pytest.raises(StudyExists, match=f"there is a study study already \\({job_id}\\)"):
+        submitted(manta)
+
+
+def test_a_study_that_has_ended_goes_on_with_more_budget(manta: Manta) -> None:
+    studies = Studies(manta.store, clock=manta.clock)
+    job_id, driver = submitted(manta)
+    with pytest.raises(IllegalTransition, match="pause it first"):
+        studies.extend(job_id, {"trials": 80})
+    driver.send(journal(driver, 0, LINES))
+    driver.ends("succeeded")
+    manta.pass_time(1)
+    for budget, says in (({"trials": 10}, "/trials: 10 is less than the 50"), ({"trials": 0}, "/trials")):
+        with pytest.raises(SpecInvalid, match=says):
+            studies.extend(job_id, budget)
+    assert studies.extend(job_id, {"trials": 80}).state == "queued"
+    manta.pass_time(1)
+    assert manta.driver(job_id).order.spec["budget"] == {"trials": 80, "steps": None, "seconds": None}
+    assert len(handed(manta, job_id, 2)) == len(LINES)
 
 
 def test_a_journal_goes_with_its_job(manta: Manta, tmp_path: Path) -> None:

@@ -128,6 +128,21 @@ def test_of_two_objectives_the_front_is_the_best() -> None:
     assert all(trial.params["training.learning_rate"] <= 0.0101 or trial.number == 0 for trial in study.best()[1:])
 
 
+def test_a_study_that_begins_from_an_earlier_one_knows_its_trials_and_spends_its_own_budget() -> None:
+    earlier, _ = run(spec(points=[{"training.learning_rate": 0.01}]))
+    recorder = Recorder()
+    later = Study(spec(seed=1), JournalStorage(ReportedJournal(recorder.lines, recorder)))
+    later.adopt("earlier", earlier)
+    later.adopt("earlier", earlier)
+    assert len(later.trials) == 8
+    study, trials = run(spec(seed=1), recorder=recorder)
+    assert len(trials.begun) == 8
+    assert len(study.own) == 8
+    assert study.standings() == {"complete": 8}
+    assert study.best()[0].number == 1, "what is best may be an earlier study's"
+    assert all(point["training.learning_rate"] != 4e-3 for point in points(study)[8:]), "the base was tried before"
+
+
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
