@@ -32,15 +32,14 @@ class _NearSpec(_DuplicatesSpec):
 
 class SimHashSpec(_NearSpec):
     """Charikar (STOC 2002) with the tables of Manku, Jain and Das Sarma (WWW 2007): fingerprints of 64 bits that differ in at
-    most ``hamming``. All such pairs are found, and no others. Cheaper than MinHash, and blind to more than a few changed words.
+    most ``hamming``. All such pairs are found, short of extreme crowds, and no others. Blind to more than a few changed words.
     """
 
     method: Literal["simhash"] = "simhash"
     hamming: int = Field(default=3, ge=0, le=15)
     blocks: int = Field(default=4, ge=1, le=16)
     """The fingerprint is cut into so many; there is a table for every choice of ``blocks - hamming`` of them. 4 blocks are 4
-    tables of 16 bits. Documents of one row of a table are all compared, so a large corpus wants 6 (20 tables of about 32 bits):
-    rows of a table are shorter."""
+    tables of 16 bits, 6 are 20 of about 32. Rows of a table that are long are cut by the bits that the table leaves."""
 
     @model_validator(mode="after")
     def _blocks_suffice(self) -> Self:

@@ -35,7 +35,7 @@ def spec(tmp_path: Path) -> DataSpec:
         SourceSpec(path=str(tmp_path / "en" / "*.jsonl")),
         SourceSpec(path=str(tmp_path / "zh" / "*.jsonl"), language="zh", domain="stories"),
         shard_documents=1,
-        deduplicate="minhash",
+        deduplicate={"method": "minhash", "memory_bytes": 2**18},  # two tasks each round
         held_out_fraction=0.2,
         documents=True,
     ).model_copy(update={"shard_documents": 30})
@@ -260,7 +260,10 @@ def test_a_driver_killed_on_the_cluster_is_replaced(spec: DataSpec, tmp_path: Pa
     environment = os.environ | {"RAY_ADDRESS": f"127.0.0.1:{record.gcs_port}"}
     command = [sys.executable, "-c", DRIVER, spec.model_dump_json(), str(tmp_path / "ray")]
     assert subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == -signal.SIGKILL
-    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "ray").glob("*/shards/*.u32")}
+    [work] = (tmp_path / "ray").glob("*.partial")
+    markers = [json.loads(path.read_bytes()) for path in work.glob("scratch/shard-*.json")]  # a shard without one is made again
+    shards = [work / shard["file"] for marker in markers for shard in marker["shards"]]
+    finished = {path: path.stat().st_mtime_ns for path in shards}
     assert finished
     again = prepared_in(tmp_path / "ray", spec, SerialExecutor())
     assert files(again.path) == files(whole.path)
