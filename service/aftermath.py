@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from data.files import write_atomically
+from service.attempts import StaleAttempt
 from service.journal import read_journal, write_journal
 from service.models import Job
 from service.policies import Decision
-from service.reports import Reports, StaleAttempt
+from service.reports import Reports
 from service.store import Store
 from workers.attempt import JOURNAL, WARM, Report
 

@@ -4,8 +4,6 @@ A batch is one transaction. Which sequences of a reporter were stored is kept as
 half of one, adds only what is new; and every table has a rule by which the newest figures stand whatever came last.
 """
 
-import hashlib
-import hmac
 import logging
 import time
 from bisect import bisect_right
@@ -17,6 +15,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from data.errors import MantaError
+from service.attempts import newest_attempt
 from service.journal import write_journal
 from service.models import Attempt, Checkpoint, Event, Job, Metric, Receipt, Worker
 from service.moves import attempt_actor, move
@@ -27,20 +26,6 @@ from service.text import clean
 from workers.attempt import Phase, Report, ReportAnswer, ReportBatch
 
 logger = logging.getLogger(__name__)
-
-
-class StaleAttempt(MantaError):
-    """A newer attempt exists, or this one has ended: whoever reports must stop."""
-
-    code = "stale_attempt"
-    status = 409
-
-
-class InvalidToken(MantaError):
-    """The bearer token is not the attempt's."""
-
-    code = "invalid_token"
-    status = 401
 
 
 class MalformedReport(MantaError):
@@ -125,10 +110,6 @@ def add(received: Ranges, sequences: Iterable[int]) -> Ranges:
     return merged if excess <= 0 else [[merged[0][0], merged[excess][1]], *merged[excess + 1 :]]
 
 
-def hash_token(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
 class Reports:
     """Takes the batches that attempts send."""
 
@@ -159,16 +140,7 @@ class Reports:
     def _ingest(self, job_id: str, number: int, parsed: "Sequence[Parsed]", token: str | None) -> ReportAnswer:
         now = self._clock()
         with self._store.write() as session:
-            job = session.scalar(select(Job).where(Job.id == job_id).with_for_update(key_share=True))
-            attempt = session.scalar(select(Attempt).where(Attempt.job_id == job_id, Attempt.number == number))
-            if job is None or attempt is None:
-                raise StaleAttempt(f"job {job_id} has no attempt {number}; it may have been deleted")
-            if token is not None and not hmac.compare_digest(hash_token(token), attempt.token_hash):
-                raise InvalidToken(f"the token is not that of attempt {number}")
-            if job.attempt != number:
-                raise StaleAttempt(f"attempt {number} is over; attempt {job.attempt} is the job's newest")
-            if attempt.state == "ended":
-                raise StaleAttempt(f"attempt {number} has ended")
+            job, attempt = newest_attempt(session, job_id, number, token)
             if token is not None:  # what lies on a disk is no sign of life
                 attempt.reported_at = now
             new = _take(session, job_id, number, parsed)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from service import aftermath
+from service.attempts import hash_token
 from service.jobs import job_directory
 from service.launcher import TERMINAL, Capacity, Launcher, LauncherUnavailable, LaunchStatus
 from service.models import Attempt, Job, Worker
@@ -34,7 +35,7 @@ from service.policies import (
     must_stop,
     next_look,
 )
-from service.reports import Reports, hash_token
+from service.reports import Reports
 from service.spec import KINDS
 from service.states import LIVE, JobState, Reason
 from service.store import Change, Lease, StaleLease, Store, advisory_lock, give_back, wake_queue

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.reports import MAX_RANGES, MalformedReport, StaleAttempt, add, missing
+from service.attempts import StaleAttempt
+from service.reports import MAX_RANGES, MalformedReport, add, missing
 from service.states import JobState
 from service.store import Change, Store
 from tests.service.fakes import Driver, Manta

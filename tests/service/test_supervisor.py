@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError
 
+from service.attempts import InvalidToken, StaleAttempt
 from service.launcher import LaunchState
 from service.models import Job
 from service.policies import Budgets, Grace
-from service.reports import InvalidToken, StaleAttempt
 from service.states import LIVE, IllegalTransition, JobState
 from service.store import Store, lock_job
 from tests.service.fakes import Manta
