@@ -144,6 +144,7 @@ class _Run:
                     # Before the checkpoint: what follows from the loss is in it.
                     before = time.perf_counter()
                     self.evaluate()
+                    stop = max(stop, self.agreed())
                     clock += time.perf_counter() - before
                 if done or stop == PAUSE or engine.step % self.spec.checkpoint.interval == 0:
                     self.save()
@@ -239,6 +240,10 @@ class _Run:
         if self.reporter.stale or self.reporter.desired is Desired.CANCELLED:
             return CANCEL
         return PAUSE if self.reporter.desired is Desired.PAUSED else GO
+
+    def agreed(self) -> int:
+        """``wanted`` of rank 0, on all ranks: what was asked for during an evaluation is done before the next step."""
+        return int(self.engine.mesh.sum(torch.tensor([self.wanted()], device=self.engine.mesh.device)))
 
     def report_step(self, result: StepResult, seconds: float, waited: float, parts: dict[Part, float]) -> None:
         """``seconds``: from the end of the step before to the end of this one, all but evaluation. The wait for data, reports

@@ -15,6 +15,7 @@ import torch
 
 from workers import checkpoint_files
 from workers.checkpoint import MANIFEST, CheckpointStore, CheckpointWriteError
+from workers.checkpoint_files import copy_checkpoint
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,44 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(store: CheckpointSt
     damage(store.directory / "step-00000020")
     assert loaded(store)["cursor"] == 10
     assert 20 in events.of("torn")
+
+
+def test_a_copy_is_whole_and_is_left_alone_by_what_becomes_of_the_first(store: CheckpointStore, tmp_path: Path) -> None:
+    store.save(10, state(10.0))
+    store.wait()
+    source, other = store.directory / "step-00000010", CheckpointStore(tmp_path / "other")
+    for _ in range(2):
+        copy_checkpoint(source, other.directory)
+    for step in (20, 30):
+        store.save(step, state(float(step)))
+    store.wait()
+    assert not source.exists()
+    assert loaded(other)["cursor"] == 10
+    with pytest.raises(OSError, match="is no whole checkpoint"):
+        copy_checkpoint(source, other.directory.parent)
+    flip_a_bit(store.directory / "step-00000020")
+    with pytest.raises(OSError, match="is no whole checkpoint"):
+        copy_checkpoint(store.directory / "step-00000020", other.directory)
+    copy_checkpoint(store.directory / "step-00000030", other.directory)
+    assert loaded(other)["cursor"] == 30
+    other.close()
+
+
+def test_a_copy_where_no_links_can_be_made_is_one_of_bytes(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(10, state(10.0))
+    store.wait()
+    monkeypatch.setattr("workers.checkpoint_files.os.link", refuse_links)
+    other = CheckpointStore(tmp_path / "other")
+    copy_checkpoint(store.directory / "step-00000010", other.directory)
+    flip_a_bit(store.directory / "step-00000010")
+    assert loaded(other)["cursor"] == 10
+    other.close()
+
+
+def refuse_links(source: str, target: str) -> None:
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
 
 
 def test_a_torn_checkpoint_is_replaced_when_its_step_is_saved_again(store: CheckpointStore) -> None:

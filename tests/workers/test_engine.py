@@ -13,6 +13,7 @@ from workers.engine import Engine, TrainingDiverged
 from workers.mesh import GpuMissing, Membership, deal
 from workers.model import moe
 from workers.model.spec import ModelSpec
+from workers.schedule import learning_rate
 
 ALONE = Membership()
 
@@ -185,6 +186,43 @@ def test_state_handed_over_goes_on_exactly() -> None:
     first, state = run_steps(ALONE, spec, 0, 3, None)
     second, _ = run_steps(ALONE, spec, 3, 6, state)
     assert first + second == whole
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"learning_rate": 1e-3},
+        {"learning_rate_schedule": "constant", "warmup_steps": 0},
+        {"betas": (0.5, 0.8), "eps": 1e-6},
+        {"weight_decay": 5.0},
+        {"label_smoothing": 0.3},
+        {"clip_grad_norm": 1e-3},
+        {"muon_momentum": 0.5},
+    ],
+)
+def test_another_recipe_goes_on_from_the_weights_and_moments_with_its_own_values(changed: dict[str, Any]) -> None:
+    same = {"optimizer": "muon"} if "muon_momentum" in changed else {}
+    _, state = run_steps(ALONE, tiny_spec(**same), 0, 3, None)
+    after, whole = run_steps(ALONE, tiny_spec(**same), 3, 4, state)
+    spec = tiny_spec(**same, **changed)
+    e = Engine.build(spec, ALONE, VOCAB, state)
+    taken_over = e.full_state()
+    assert e.step == 3
+    torch.testing.assert_close(taken_over["optimizer"], state["optimizer"], rtol=0, atol=0)
+    torch.testing.assert_close(taken_over["model"], state["model"], rtol=0, atol=0)
+    assert all(moment.any() for moments in taken_over["optimizer"].values() for moment in moments.values())
+
+    result = e.train_step(rows(3, 4))
+    assert result.loss == after[0][0], "a loss is measured before the update"
+    assert result.learning_rate == learning_rate(spec.training, 3, spec.total_steps)
+    for group in e.optimizer.param_groups:
+        if "betas" in group:
+            assert group["betas"] == spec.training.betas
+        if "momentum" in group:
+            assert group["momentum"] == spec.training.muon_momentum
+    changes = [not torch.equal(tensor, whole["model"][name]) for name, tensor in e.full_state()["model"].items()]
+    assert any(changes)
+    e.teardown()
 
 
 def test_one_token_context_is_a_model_that_sees_one_token() -> None:

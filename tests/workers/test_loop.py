@@ -176,3 +176,11 @@ def test_steps_are_timed_by_part_and_their_losses_are_the_same(tiny_data: Path, 
     assert plain.summary is not None
     assert set(timed.summary.step_parts) == {*PARTS, "data_wait"}
     assert plain.summary.step_parts == {}
+
+
+def test_what_is_asked_for_during_an_evaluation_is_done_before_the_next_step(tiny_data: Path, tmp_path: Path) -> None:
+    outcome, _ = run_training(ALONE, tiny_spec(eval_interval=3), tiny_data, tmp_path, wishes={3: Desired.PAUSED})
+    assert (outcome.kind, outcome.step) == ("paused", 3)
+    newest = CheckpointStore(tmp_path).latest()
+    assert newest is not None
+    assert newest.step == 3
