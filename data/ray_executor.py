@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from data.compat_ray import Executions
 from data.errors import MantaError
 
 Task = TypeVar("Task")
@@ -51,7 +52,7 @@ class RayDataExecutor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that this way to say it will go; this release has no other
             rows = items.map(_apply, fn_kwargs={"fn": fn}, memory=_memory(shards), max_retries=_MAX_RETRIES)
-        executions = _executions(rows)
+        executions = Executions(rows)
         try:
             for row in _pulsed(rows.iter_rows, self._pulse):
                 result = pickle.loads(row["result"])
@@ -59,8 +60,7 @@ class RayDataExecutor:
                     raise result
                 yield result
         finally:
-            for execution in executions:
-                execution.shutdown(force=True)  # what has ended is left as it is
+            executions.end()
 
 
 def _memory(shards: Sequence[Any]) -> int | None:
@@ -78,23 +78,6 @@ def _apply(row: dict[str, Any], fn: Callable[[Any], Any]) -> dict[str, bytes]:
     except MantaError as error:  # Ray would wrap it in an error of its own
         result = error
     return {"result": pickle.dumps(result)}
-
-
-def _executions(rows: Any) -> list[Any]:
-    """What Ray Data makes to carry ``rows`` out, as soon as it is there: it can end the processes of tasks that run.
-
-    Of Ray's own ways to stop, one waits for a task's next line of Python, and a library's loop may have none for minutes;
-    another knows the execution only when a first result is there.
-    """
-    made: list[Any] = []
-    create = rows._create_executor
-
-    def created() -> Any:
-        made.append(create())
-        return made[-1]
-
-    rows._create_executor = created
-    return made
 
 
 def _pulsed(items: Callable[[], Iterable[Any]], pulse: Callable[[], None]) -> Iterator[Any]:
