@@ -4,8 +4,9 @@
     than 3 words (5 in the code); with a word of more than 1,000 characters; with "javascript"; with a phrase of policies;
     documents go with "lorem ipsum"; with a curly bracket; with fewer than 5 sentences (3 in the code) in what is left.
 
-Marks of citation ([3], [edit], [citation needed]) are removed. A kept line has no blank ends; lines that go leave no gap.
-FineWeb uses all of these but terminal punctuation.
+Marks of citation ([3], [edit], [citation needed]) are removed, but count as words of their line. A kept line has no blank ends;
+lines that go, or were such marks alone, leave no gap. The order is lorem ipsum, javascript, bracket, policies: a line with both
+a phrase and a bracket takes its document with it. FineWeb uses all of these but terminal punctuation.
 """
 
 import re
@@ -19,7 +20,7 @@ from data.stages.base import Drop, StageSettings
 from data.stages.text import CHINESE_LINE_ENDS, CLOSING, SENTENCE_ENDS, below, is_chinese
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-_LINE_ENDS = (".", "?", "!", '"', "”")
+_LINE_ENDS = (".", "?", "!", '"', "'", "”", "’")
 _ELLIPSES = ("...", "…")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _CHINESE_POLICIES = (
@@ -62,8 +63,7 @@ class C4Spec(StageSettings):
 class C4:
     def __init__(self, spec: C4Spec) -> None:
         self._spec = spec
-        phrases = [*spec.policy_phrases, *spec.chinese.policy_phrases, *(("javascript",) if spec.drop_javascript_lines else ())]
-        self._phrases = tuple(phrase.lower() for phrase in phrases)
+        self._policies = tuple(phrase.lower() for phrase in (*spec.policy_phrases, *spec.chinese.policy_phrases))
 
     def __call__(self, document: Document) -> Document | Drop:
         chinese = is_chinese(document)
@@ -84,34 +84,41 @@ class C4:
         citations = spec.remove_citations and "[" in text
         brackets = spec.drop_curly_brackets and "{" in text
         lorem = spec.drop_lorem_ipsum and "lorem ipsum" in lowered
-        phrases = [phrase for phrase in self._phrases if phrase in lowered]
+        javascript = spec.drop_javascript_lines and "javascript" in lowered
+        policies = [phrase for phrase in self._policies if phrase in lowered]
         kept: list[str] = []
         for number, line in enumerate(text.splitlines(), 1):
-            line = line.strip()
+            line = given = line.strip()
             if citations:
-                line = _CITATION.sub("", line).rstrip()
-            if not self._is_sentence(line, chinese):
+                line = _CITATION.sub("", line).strip()
+            if (given and not line) or not self._is_sentence(line, given, chinese):
                 continue
             if lorem and "lorem ipsum" in line.lower():
                 return Drop("lorem_ipsum", f"line {number}")
-            if phrases and any(phrase in line.lower() for phrase in phrases):
+            if javascript and "javascript" in line.lower():
                 continue
             if brackets and "{" in line:
                 return Drop("curly_bracket", f"line {number}")
+            if policies and any(phrase in line.lower() for phrase in policies):
+                continue
             kept.append(line)
         return kept
 
-    def _is_sentence(self, line: str, chinese: bool) -> bool:
+    def _is_sentence(self, line: str, given: str, chinese: bool) -> bool:
+        """
+        Args:
+            given: the line with its marks of citations.
+        """
         spec = self._spec
         if spec.require_terminal_punctuation and not _ends_well(line, chinese):
             return False
         if chinese:
             return not below(len(line), spec.chinese.min_line_characters)
         longest = spec.max_word_characters
-        if longest is not None and len(line) > longest and any(len(word) > longest for word in line.split()):
+        if longest is not None and len(given) > longest and any(len(word) > longest for word in given.split()):
             return False
         words = spec.min_line_words
-        return not words or len(line.split(None, words)) >= words
+        return not words or len(given.split(None, words)) >= words
 
 
 def _ends_well(line: str, chinese: bool) -> bool:

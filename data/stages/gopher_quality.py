@@ -19,7 +19,7 @@ from pydantic import Field
 from data.documents import Document
 from data.spec_base import Share, Spec
 from data.stages.base import Drop, StageSettings
-from data.stages.text import above, below, characters, cjk_share, figure, is_chinese, nonblank_lines
+from data.stages.text import above, below, characters, cjk_share, figure, is_chinese, nonblank_lines, primary
 from data.stages.words import has_letter, is_symbol, tokens
 
 _ENGLISH = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -58,7 +58,7 @@ class GopherQualitySpec(StageSettings):
     min_stop_words: int | None = Field(default=2, ge=0)
     """Different ones of the language's ``stop_words``; a language without a list has no such rule."""
     stop_words: dict[str, tuple[str, ...]] = Field(default={"en": _ENGLISH})
-    """By language."""
+    """By language; ``en`` stands for ``en-US`` too."""
     chinese: ChineseQuality = ChineseQuality()
     """In place of the rules of words, for text without spaces."""
 
@@ -66,7 +66,10 @@ class GopherQualitySpec(StageSettings):
 class GopherQuality:
     def __init__(self, spec: GopherQualitySpec) -> None:
         self._spec = spec
-        self._stop_words = {language: frozenset(words) for language, words in spec.stop_words.items()}
+        self._stop_words: dict[str, frozenset[str]] = {}
+        for stated, words in spec.stop_words.items():
+            language = primary(stated)
+            self._stop_words[language] = self._stop_words.get(language, frozenset()).union(words)
 
     def __call__(self, document: Document) -> Document | Drop:
         by_words = self._chinese if is_chinese(document) else self._words
@@ -95,7 +98,7 @@ class GopherQuality:
         alphabetic = spelled / max(1, count)
         if below(alphabetic, spec.min_alphabetic_words):
             return Drop("few_alphabetic_words", figure(alphabetic))
-        stop_words = self._stop_words.get(document.language)
+        stop_words = self._stop_words.get(primary(document.language))
         if stop_words is not None and below(found := len(stop_words.intersection(all_words)), spec.min_stop_words):
             return Drop("few_stop_words", str(found))
         return None

@@ -51,6 +51,8 @@ class GradeSpec(Trainable):
     """Gives each document one of five levels of quality, 0 to 4, by its first 20,000 characters."""
 
     stage: Literal["grade"] = "grade"
+    skip_domains: tuple[str, ...] = ("code",)
+    """The figures are of text that people read."""
     keep: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None
     """Levels that stay; None keeps all. The level stays with the document."""
     training: GradeTraining | None = None

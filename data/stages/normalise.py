@@ -7,11 +7,13 @@ from typing import Literal
 from data.documents import Document
 from data.stages.base import Drop, StageSettings
 
-# C0 and C1 controls but tab and newline, the byte-order mark, and U+2581, which SentencePiece uses for a space.
-_UNWANTED = {c: None for c in (*range(32), *range(127, 160), 0xFEFF) if c not in (9, 10)} | {0x2581: " "}
+# C0 and C1 controls but tab and newline, and the byte-order mark. A space takes the place of the separator of units, which
+# parts words, and of U+2581, which SentencePiece uses for one.
+_UNWANTED = {c: None for c in (*range(32), *range(127, 160), 0xFEFF) if c not in (9, 10)} | {0x1F: " ", 0x2581: " "}
 # Those and what ends a line elsewhere: most texts hold none, and a search is faster than what takes them out.
 _LOOKED_FOR = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u2581\ufeff]")
-_NEWLINES = re.compile(r"\r\n?|\u2028|\u2029")
+# All that Unicode breaks lines at, and the separators of files, groups and records.
+_NEWLINES = re.compile(r"\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 class NormaliseSpec(StageSettings):

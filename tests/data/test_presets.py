@@ -16,7 +16,7 @@ from data.prepare import prepare
 from data.report import Report
 from data.spec import DataSpec, SourceSpec, TokenizerSpec
 from data.stages.base import Drop, StageSettings
-from data.stages.registry import PRESETS, make_stage
+from data.stages.registry import _MAKERS, PRESETS, make_stage
 from tests.data.conftest import Preparation, data_spec, json_lines, write
 
 # Eleven sentences of which none repeats another.
@@ -168,6 +168,12 @@ def test_stages_by_domain_are_one_list_whose_stages_see_their_domain() -> None:
 def test_a_stage_that_names_its_domains_sees_them_and_no_other() -> None:
     assert [StageSettings(domains=["code"], skip_domains=["code"]).sees(domain) for domain in ("code", "web")] == [True, False]
     assert [StageSettings(skip_domains=["code"]).sees(domain) for domain in ("code", "web")] == [False, True]
+
+
+def test_programs_come_to_no_rule_that_is_for_what_people_read() -> None:
+    assert {spec().stage for spec in _MAKERS if spec().sees("code")} == {
+        *("normalise", "length", "url", "code", "personal_data", "toxicity")
+    }
 
 
 @pytest.mark.parametrize(

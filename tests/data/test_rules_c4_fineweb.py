@@ -19,6 +19,8 @@ from tests.data.rules import GOOD, lines, only, outcome
         ({"require_terminal_punctuation": True}, "Does the rain fall?", True),
         ({"require_terminal_punctuation": True}, "The rain falls!", True),
         ({"require_terminal_punctuation": True}, 'She said: "rain"', True),
+        ({"require_terminal_punctuation": True}, "She said: 'rain'", True),
+        ({"require_terminal_punctuation": True}, "She said: ‘rain’", True),
         ({"require_terminal_punctuation": True}, "Menu and contact", False),
         ({"require_terminal_punctuation": True}, "The rain falls...", False),
         ({"min_line_words": 3}, "The rain falls", True),
@@ -60,6 +62,21 @@ def test_c4_drops_documents(rule: dict[str, Any], inside: str, outside: str, rea
     assert outcome(only(C4Spec, **rule), inside) == "kept"
     assert outcome(only(C4Spec, **rule), outside) == reason
     assert outcome(only(C4Spec), outside) == "kept"
+
+
+def test_c4_looks_for_brackets_before_policies_and_after_javascript() -> None:
+    """As both codes that are public do."""
+    assert outcome(C4Spec(), lines((5, GOOD), (1, "Our terms of use { a } are long."))) == "curly_bracket"
+    assert outcome(C4Spec(), lines((5, GOOD), (1, "Our javascript { a } is long."))) == "kept"
+    assert outcome(C4Spec(), lines((5, GOOD), (1, "Our lorem ipsum javascript is long."))) == "lorem_ipsum"
+
+
+def test_c4_counts_words_before_marks_of_citations_go() -> None:
+    spec = only(C4Spec, remove_citations=True, min_line_words=3)
+    for line, left in [("Rain falls [3]", "Rain falls"), ("Rain [3]", ""), ("[1] [2] [3] [4]", "")]:
+        document = make_stage(spec)(Document(f"{GOOD}\n{line}\n{GOOD}", "", "en", "web"))
+        assert isinstance(document, Document)
+        assert document.text.split("\n") == [GOOD, *([left] if left else []), GOOD]
 
 
 def test_c4_removes_marks_of_citations() -> None:

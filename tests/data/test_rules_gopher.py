@@ -53,6 +53,15 @@ def test_each_stop_word_counts_once(word: str) -> None:
     assert outcome(only(GopherQualitySpec, min_stop_words=2), f"rain {word} {word} sea") == "few_stop_words"
 
 
+@pytest.mark.parametrize("language", ["en-US", "en-GB", "EN", "en"])
+@pytest.mark.parametrize("listed", ["en", "en-US"])
+def test_stop_words_are_a_languages_however_it_is_stated(language: str, listed: str) -> None:
+    spec = only(GopherQualitySpec, min_stop_words=1, stop_words={listed: ("the",)})
+    assert outcome(spec, "the rain", language) == "kept"
+    assert outcome(spec, "a rain", language) == "few_stop_words"
+    assert outcome(spec, "a rain", "eng-US") == "kept"
+
+
 def test_a_language_without_stop_words_has_no_such_rule() -> None:
     text = "der Regen und das Meer"
     assert outcome(only(GopherQualitySpec, min_stop_words=2), text, "de") == "kept"

@@ -51,6 +51,20 @@ def test_a_blocked_domain_stands_for_its_subdomains_and_no_others(host: str, blo
     assert outcome(f"https://{host}/", blocked_domains=(".Example.com",)) == ("blocked_domain example.com" if blocked else "")
 
 
+@pytest.mark.parametrize("listed", ["bücher.example", "BÜCHER.example", "xn--bcher-kva.example"])
+@pytest.mark.parametrize(
+    "host", ["www.bücher.example", "xn--bcher-kva.example", "WWW.XN--BCHER-KVA.EXAMPLE", "bücher。example"]
+)
+def test_a_domain_is_the_same_in_letters_and_in_ascii(listed: str, host: str) -> None:
+    assert outcome(f"http://{host}/", blocked_domains=(listed,)) == f"blocked_domain {listed.lower()}"
+    assert outcome("http://bucher.example/", blocked_domains=(listed,)) == ""
+
+
+def test_a_host_that_no_domain_can_have_passes() -> None:
+    assert outcome("http://☃.example/", blocked_domains=("bücher.example",)) == ""
+    assert outcome("http://a_b.bücher.example/", blocked_domains=("bücher.example",)) == "blocked_domain bücher.example"
+
+
 def test_the_most_exact_of_two_domains_is_named() -> None:
     assert outcome("http://a.b.org", blocked_domains=("b.org", "a.b.org")) == "blocked_domain a.b.org"
 
