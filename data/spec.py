@@ -22,7 +22,7 @@ class SourceSpec(Spec):
     """A path or glob, local or ``s3://``, ``gs://``: ``.txt .py .jsonl .html .htm .warc``, each also with ``.gz`` or ``.zst``,
     and ``.parquet``; or ``stdlib:prose`` and ``stdlib:code``, the text that every Python installation carries. A ``.txt`` file
     is one document, or, over 64 KiB, many: one ends at the first blank line after 4 KiB, or else at the first line's end after
-    64 KiB. Of web pages the main text is taken."""
+    64 KiB, and earlier where it would be larger than ``max_document_bytes``. Of web pages the main text is taken."""
     text_field: str = "text"
     """The field that holds the text, in JSON lines and Parquet."""
     url_field: str | None = None

@@ -1,7 +1,7 @@
 """The step that reads documents: some files of one source are cleaned, on many machines at once.
 
 It is a pure function of its task and the files it names, and writes the same bytes wherever it runs. A marker, written last,
-makes a repeated task free; a stopped preparation goes on where it was.
+spares a repeated task its work; a stopped preparation goes on where it was.
 """
 
 from collections import Counter
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import TypeAdapter
+import xxhash
+from pydantic import TypeAdapter, ValidationError
 
 from data.dedup.shingles import shingle_hashes
 from data.dedup.signatures import make_method, signature_path
@@ -22,7 +23,7 @@ from data.dedup.spec import NearSpec
 from data.documents import Bad, Document
 from data.dropped import dropped_beside, dropped_writer
 from data.errors import DocumentError, SourceError
-from data.files import U64, atomic, write_atomically
+from data.files import U64, atomic, checksum, write_atomically
 from data.report import Amount
 from data.selection import Ints, text_hash
 from data.sources import InputFile, read_file, require_unchanged
@@ -83,8 +84,18 @@ class CleanResult:
         return sum(amount.documents for amount in self.languages.values())
 
 
+@dataclass(frozen=True, slots=True)
+class _Marker:
+    """Says that a task is done."""
+
+    checksums: dict[str, str]
+    """Of the files that it wrote and of ``result``, by the suffixes behind the part's stem."""
+    result: CleanResult
+
+
 _STAGES: TypeAdapter[tuple[StageSpec, ...]] = TypeAdapter(tuple[StageSpec, ...])
-_CLEAN_RESULT = TypeAdapter(CleanResult)
+_MARKER = TypeAdapter(_Marker)
+_RESULT = TypeAdapter(CleanResult)
 
 
 def clean_files(task: CleanTask) -> CleanResult:
@@ -96,8 +107,8 @@ def clean_files(task: CleanTask) -> CleanResult:
         OSError: a file has gone or its storage does not answer. Nothing is marked as done, so a later attempt goes on here.
     """
     marker = task.part.with_suffix(".json")
-    if marker.is_file():
-        return replace(_CLEAN_RESULT.validate_json(marker.read_bytes()), index=task.index)
+    if (done := _done(marker)) is not None:
+        return replace(done, index=task.index)
     sources = StageCount("sources")
     read = [0] * len(task.files)
     counts = tuple(StageCount(spec.stage) for spec in task.stages)
@@ -124,8 +135,24 @@ def clean_files(task: CleanTask) -> CleanResult:
         cleaned = clean(documents(on_drop), stages, [counts[number] for number in seen], on_drop)
         languages = _write_part(task.part, cleaned, task.near, score_names(task.stages))
     result = CleanResult(task.index, sources, counts, languages, tuple(read))
-    write_atomically(marker, _CLEAN_RESULT.dump_json(result))
+    write_atomically(marker, _MARKER.dump_json(_Marker(_checksums(task.part, result), result)))
     return result
+
+
+def _done(marker: Path) -> CleanResult | None:
+    """What a marker says, if the files beside it are still those that were written: they may outlive many preparations, and
+    what is damaged is made again."""
+    try:
+        said = _MARKER.validate_json(marker.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return said.result if said.checksums == _checksums(marker.with_suffix(".arrow"), said.result) else None
+
+
+def _checksums(part: Path, result: CleanResult) -> dict[str, str]:
+    files = (part, signature_path(part), dropped_beside(part))
+    found = {file.name.removeprefix(part.stem): checksum(file) for file in files if file.is_file()}
+    return found | {".json": xxhash.xxh3_128_hexdigest(_RESULT.dump_json(result))}
 
 
 def _stages(specs: tuple[StageSpec, ...]) -> tuple[Stage, ...]:

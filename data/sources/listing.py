@@ -1,6 +1,7 @@
 """From a source's path to its files."""
 
 import glob
+import os
 import platform
 import unicodedata
 from collections.abc import Iterable
@@ -97,6 +98,10 @@ def _list_local(path: str, at: str, digests: Digests) -> list[InputFile]:
 
 
 def _local(path: Path, name: str, at: str, digests: Digests) -> InputFile:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{os.fsencode(path)!r}: its name is not UTF-8; rename it", pointer=at) from error
     try:
         state = path.stat()  # before the hash, so that a change in between shows
         # Python's own library was installed at another time on another machine.

@@ -17,6 +17,7 @@ from data.spec import SourceSpec
 _BATCH_ROWS = 256
 _BATCH_BYTES = 4 * 2**20
 _PAGE_BUFFER_BYTES = 1 << 20
+_STRINGS = (pa.string(), pa.large_string(), pa.string_view())
 
 
 def read_parquet(
@@ -94,14 +95,17 @@ def _missing(schema: Any, path: str, source: SourceSpec) -> Bad | None:
         kind = schema.field(name).type
         plain = kind.value_type if pa.types.is_dictionary(kind) else kind
         empty = field == "url_field" and pa.types.is_null(kind)
-        if not (empty or pa.types.is_string(plain) or pa.types.is_large_string(plain)):
+        if not (empty or plain in _STRINGS):
             return Bad("not_text", f"{path}: column {name!r} is {kind}, not text", field)
     return None
 
 
 def _values(batch: Any, name: str) -> Any:
     values = batch.column(batch.schema.names.index(name))
-    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    # Of views Arrow cannot say how long they are.
+    return values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
 
 
 def _document(text: Any, url: Any, where: str, source: SourceSpec) -> Document | Bad:

@@ -7,7 +7,8 @@ from data.sources.streams import COMPRESSED, about_bytes, lines, open_file
 from data.sources.values import UTF16, broken_compression, decode, oversized, utf16
 from data.spec import SourceSpec
 
-# A longer text file is cut into pieces of at least the one at a blank line, or else of at least the other at a line's end.
+# A longer text file is cut into pieces of at least the one at a blank line, or else of at least the other at a line's end, and
+# before a line that would make a piece larger than a document may be.
 _WHOLE_TEXT_BYTES = 64 * 1024
 _PIECE_BYTES = 4 * 1024
 _PIECE_BYTES_WITHOUT_BLANK_LINE = 64 * 1024
@@ -22,7 +23,7 @@ def read_text(
         extent: of a long text the pieces of the lines whose first byte lies in it; None: all.
     """
     try:
-        if not _is_long(path, size):
+        if not _is_long(path, size, min(_WHOLE_TEXT_BYTES, max_bytes)):
             yield from read_code(path, source, max_bytes)
             return
     except OSError as error:
@@ -33,11 +34,11 @@ def read_text(
     yield from _read_pieces(path, source, max_bytes, extent)
 
 
-def _is_long(path: str, size: int) -> bool:
+def _is_long(path: str, size: int, most: int) -> bool:
     if not path.endswith(COMPRESSED):
-        return size > _WHOLE_TEXT_BYTES
+        return size > most
     with open_file(path) as stream:
-        return len(stream.read(_WHOLE_TEXT_BYTES + 1)) > _WHOLE_TEXT_BYTES
+        return len(stream.read(most + 1)) > most
 
 
 def read_code(path: str, source: SourceSpec, max_bytes: int) -> Iterator[Document | Bad]:
@@ -58,13 +59,19 @@ def read_whole(path: str, max_bytes: int) -> bytes | Bad:
 
 
 def _read_pieces(path: str, source: SourceSpec, max_bytes: int, extent: tuple[int, int] | None) -> Iterator[Document | Bad]:
-    """A long text: the pieces' bytes, one after another, are the file's. A piece is named by its first line."""
+    """A long text: the pieces' bytes, one after another, are the file's. A piece is named by its first line. What is refused is
+    a line that is too large by itself."""
     piece, first, number = bytearray(), "", 0
     try:
         for number, (where, line) in enumerate(lines(path, max_bytes + 1, extent), 1):
             if number == 1 and not (extent and extent[0]) and line.startswith(UTF16):
                 yield utf16(path)
                 return
+            if piece and len(piece) + len(line) > max_bytes:
+                if piece.strip():
+                    yield decode(bytes(piece), first, source)
+                piece.clear()
+                first = ""
             first = first or where
             piece += line
             if len(piece) > max_bytes:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +66,8 @@ DOCUMENTS: dict[str, tuple[str, bytes, str, str, str]] = {
         "a.jsonl:21: a document larger than max_document_bytes (4,500)",
         "max_document_bytes",
     ),
-    "a huge text": ("a.txt", b"word " * 1000, "oversized", "a.txt: a document larger than", "max_document_bytes"),
+    "a huge line of a text": ("a.txt", b"word " * 1000, "oversized", "a.txt:1: a document larger than", "max_document_bytes"),
+    "a huge program": ("a.py", b"word " * 1000, "oversized", "a.py: a document larger than", "max_document_bytes"),
     "gzip cut short": (
         "a.jsonl.gz",
         gzip.compress(GOOD, mtime=0)[:-9],
@@ -200,6 +202,10 @@ SOURCES: dict[str, tuple[Callable[[Path], str], str]] = {
     "only empty files": (lambda d: (write(d / "a.txt", b""), write(d / "b.txt", b""), str(d / "*.txt"))[-1], "is empty"),
     "a folder": (lambda d: str(d), "is a folder; name its files"),
     "no known format": (lambda d: write(d / "a.docx", b"text"), "a.docx: its format is not known; use one of .txt"),
+    "a name that is no text": (
+        lambda d: (write(d / os.fsdecode(b"caf\xe9.jsonl"), GOOD), str(d / "*.jsonl"))[-1],
+        r"caf\xe9.jsonl': its name is not UTF-8; rename it",
+    ),
     "no known place": (lambda d: "nowhere://bucket/a.txt", "nowhere"),
     "no such part of Python": (lambda d: "stdlib:poems", "stdlib:poems is not one of stdlib:prose, stdlib:code"),
 }

@@ -271,6 +271,40 @@ def test_a_mended_file_is_all_that_is_read_after_an_error(spec: DataSpec, tmp_pa
     assert read == ["1.jsonl"]
 
 
+def _flip(path: Path) -> None:
+    """A letter of a text, so that the format does not show it."""
+    content = path.read_bytes()
+    at = content.index(b"Document") if b"Document" in content else len(content) // 2
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+
+
+def _halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = {"flipped": _flip, "cut": _halve, "gone": Path.unlink}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("kind", [".arrow", ".signatures", ".dropped.parquet", ".json"])
+def test_what_was_damaged_is_cleaned_again(kind: str, damage: Callable[[Path], None], tmp_path: Path, read: list[str]) -> None:
+    for number in range(2):
+        write(tmp_path / "en" / f"{number}.jsonl", json_lines([*texts(12, seed=number), "short"]))
+    settings = {"deduplicate": "minhash", "keep_dropped": True, "documents": True, "shard_documents": 1}
+    spec = data_spec(str(tmp_path / "en" / "*.jsonl"), **settings)
+    prepared_in(tmp_path / "root", spec)
+    damaged = sorted(path for path in parts(tmp_path / "root") if path.name.partition(".")[2] == kind[1:])[0]
+    damage(damaged)
+    read.clear()
+    other = DataSpec.model_validate({**spec.model_dump(), "seed": 1})
+    again = prepared_in(tmp_path / "root", other)
+    assert len(read) == 1
+    assert files(again.path) == files(prepared_in(tmp_path / "other", other).path)
+    read.clear()
+    prepared_in(tmp_path / "root", other.model_copy(update={"seed": 2}))
+    assert not read
+
+
 def test_parts_go_with_the_last_data_set_that_was_made_of_them(spec: DataSpec, tmp_path: Path) -> None:
     root = tmp_path / "root"
     spec = spec.model_copy(update={"shard_documents": 1})

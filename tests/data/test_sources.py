@@ -35,9 +35,10 @@ def read(path: str, **settings: str) -> list[Document | Bad]:
     return [item for file in list_files(source, "") for item in read_file(file, source, 1 << 20)]
 
 
-def parquet(field: str) -> bytes:
+def parquet(field: str, kind: pa.DataType | None = None) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.table({"id": list(range(len(TEXTS))), field: TEXTS}), sink, row_group_size=2)
+    table = pa.table({"id": list(range(len(TEXTS))), field: pa.array(TEXTS, kind or pa.string())})
+    pq.write_table(table, sink, row_group_size=2)
     return sink.getvalue()
 
 
@@ -46,6 +47,7 @@ FORMATS = {
     "lines.jsonl.gz": json_lines(TEXTS, "body"),
     "lines.jsonl.zst": zstandard.compress(json_lines(TEXTS, "body")),
     "table.parquet": parquet("body"),
+    "views.parquet": parquet("body", pa.string_view()),
 }
 
 
@@ -103,6 +105,20 @@ def test_a_long_text_file_without_blank_lines_is_cut_at_lines(tmp_path: Path) ->
     assert len(documents) == 3
 
 
+@pytest.mark.parametrize("size", [50_000, 150_000])
+@pytest.mark.parametrize("suffix", ["", ".zst"])
+def test_a_text_without_blank_lines_is_cut_where_a_document_would_be_too_large(size: int, suffix: str, tmp_path: Path) -> None:
+    text = "\n".join(_paragraphs(size // 500))
+    raw = text.encode()
+    path = write(tmp_path / f"book.txt{suffix}", zstandard.compress(raw) if suffix else raw)
+    [file] = list_files(SourceSpec(path=path), "")
+    documents = [item for item in read_file(file, SourceSpec(path=path), 32_768) if isinstance(item, Document)]
+    assert "".join(d.text for d in documents) == text
+    assert all(32_768 - 700 < len(d.text) <= 32_768 for d in documents[:-1])
+    lines = text.splitlines()
+    assert [lines[int(d.id.rpartition(":")[2]) - 1] for d in documents] == [d.text.splitlines()[0] for d in documents]
+
+
 def test_code_is_one_document_however_long(tmp_path: Path) -> None:
     code = "x = 1\n\n" * 20_000
     [document] = read(write(tmp_path / "a.py", code.encode()))
@@ -115,8 +131,8 @@ def test_what_is_broken_in_a_long_text_is_one_piece_of_it(tmp_path: Path) -> Non
     path = write(tmp_path / "book.txt", good + b"caf\xe9 au lait\n" + b"x" * 2_000_000 + b"\n\n" + good + b"caf\xe9\n\n" + good)
     items = read(path)
     bad = [item for item in items if isinstance(item, Bad)]
-    assert [item.reason for item in bad] == ["oversized", "broken_utf8"]
-    assert bad[0].detail.startswith(f"{path}:")
+    assert [item.reason for item in bad] == ["broken_utf8", "oversized", "broken_utf8"]
+    assert bad[1].detail.startswith(f"{path}:")
     assert sum(len(item.text.encode()) for item in items if isinstance(item, Document)) > 2.8 * len(good)
 
 
@@ -303,7 +319,7 @@ def test_a_document_however_large_is_never_in_memory(tmp_path: Path) -> None:
     ]
     paths = {
         _zeros(tmp_path / "lines.jsonl", good, b"\n" + good): "document oversized document",
-        _zeros(tmp_path / "text.txt", b"text\n\n"): "oversized",
+        _zeros(tmp_path / "text.txt", b"text\n\n"): "document oversized",
         _zeros(tmp_path / "code.py"): "oversized",
         _zeros(tmp_path / "page.html"): "oversized",
         _zeros(tmp_path / "pages.warc", *archive): "oversized document",
