@@ -4,6 +4,7 @@ Legend: R rows asked for, T tokens in a row.
 """
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -51,14 +52,19 @@ class Batch:
 
 
 class PackedDataset:
-    """Random access to packed rows. A shard is mapped, and its checksum verified, when a row of it is first asked for."""
+    """Random access to packed rows. A shard is mapped, and its checksum verified, when a row of it is first asked for.
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    ``most_open`` shards stay mapped, those used last: a process may have some 65,000 mappings (Linux's ``vm.max_map_count``).
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, most_open: int = 4096) -> None:
         self.path = path
         self.manifest = manifest
         self._infos: dict[Split, list[ShardInfo]] = {s: [i for i in manifest.shards if i.split == s] for s in SPLITS}
         self._starts = {split: [0, *accumulate(info.rows for info in infos)] for split, infos in self._infos.items()}
-        self._open: dict[str, Shard] = {}
+        self._most_open = most_open
+        self._open: OrderedDict[str, Shard] = OrderedDict()
+        self._verified: set[str] = set()
 
     @classmethod
     def open(cls, path: Path) -> "PackedDataset":
@@ -115,9 +121,15 @@ class PackedDataset:
 
     def _locate(self, split: Split, index: int) -> tuple[Shard, int]:
         info, row = self._find(split, index)
-        if info.file not in self._open:
-            self._open[info.file] = Shard(self.path / info.file, info, self.manifest.row_length(info.segment))
-        return self._open[info.file], row
+        shard = self._open.get(info.file)
+        if shard is None:
+            length, verify = self.manifest.row_length(info.segment), info.file not in self._verified
+            shard = self._open[info.file] = Shard(self.path / info.file, info, length, verify=verify)
+            self._verified.add(info.file)
+            if len(self._open) > self._most_open:
+                self._open.popitem(last=False)
+        self._open.move_to_end(info.file)
+        return shard, row
 
     def _find(self, split: Split, index: int) -> tuple[ShardInfo, int]:
         starts = self._starts[split]

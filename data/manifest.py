@@ -168,13 +168,16 @@ class Manifest(Record):
         """
         path = directory / FILE_NAME
         try:
-            return cls.model_validate_json(path.read_bytes())
+            manifest = cls.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
             raise ShardError(
                 f"{directory} is not a prepared data set: it has no {FILE_NAME}; delete it to prepare again"
             ) from error
         except ValidationError as error:
             raise ShardError(f"{path} is not a manifest of this version: {error.errors()[0]['msg']}") from error
+        if manifest.format != FORMAT:
+            raise ShardError(f"{path} has format {manifest.format}, and this version reads {FORMAT}; prepare the data again")
+        return manifest
 
 
 def require_rows(manifest: Manifest, global_batch_size: int) -> None:

@@ -21,8 +21,9 @@ from data.executors import Executor
 from data.files import write_atomically
 from data.manifest import Manifest, Split
 
-# Fitting reads at most about this many positions, in rows at even distance, so that memory stays bounded.
+# Fitting and measuring read at most about this many positions, in rows at even distance, so that memory stays bounded.
 FIT_TOKENS = 1 << 26
+MEASURED_TOKENS = 1 << 23
 _TOKENS_AT_A_TIME = 1 << 22
 
 U64 = npt.NDArray[np.uint64]
@@ -37,6 +38,12 @@ class LossTask:
     manifest: Manifest
     result: Path
     """The JSON file to write: both losses. One that is there is used again."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what counting holds of pairs that are all different, which those of real text are not."""
+        known = min(self.manifest.tokens("train"), FIT_TOKENS) + min(self.manifest.tokens("held_out"), MEASURED_TOKENS)
+        return 16 * known
 
 
 def with_losses(manifest: Manifest, directory: Path, result: Path, executor: Executor) -> Manifest:
@@ -58,11 +65,11 @@ def held_out_losses(dataset: PackedDataset, rows: Sequence[int] | None = None) -
     """(unigram, bigram) loss in nats a token, rounded to six digits; 0 where nothing is held out.
 
     Args:
-        rows: held-out rows to measure on, so that a model measured on some of them has a peer; None is all.
+        rows: held-out rows to measure on, so that a model measured on some of them has a peer; None is all, or as many as
+            ``MEASURED_TOKENS`` allows.
     """
     vocab = dataset.manifest.vocab_size
-    stride = max(1, -(-dataset.manifest.tokens("train") // FIT_TOKENS))
-    pairs, count_P = _count(dataset, "train", range(0, dataset.num_rows("train"), stride))
+    pairs, count_P = _count(dataset, "train", _spread(dataset, "train", FIT_TOKENS))
     previous_P, next_P = np.divmod(pairs.astype(np.int64), vocab)
 
     unigram_V = np.bincount(next_P, weights=count_P, minlength=vocab) + 1.0
@@ -70,7 +77,7 @@ def held_out_losses(dataset: PackedDataset, rows: Sequence[int] | None = None) -
     total_V = np.bincount(previous_P, weights=count_P, minlength=vocab)
     different_V = np.bincount(previous_P, minlength=vocab)
 
-    tested, times_Q = _count(dataset, "held_out", range(dataset.num_rows("held_out")) if rows is None else rows)
+    tested, times_Q = _count(dataset, "held_out", _spread(dataset, "held_out", MEASURED_TOKENS) if rows is None else rows)
     if not times_Q.sum():
         return 0.0, 0.0
     before_Q, after_Q = np.divmod(tested.astype(np.int64), vocab)
@@ -83,6 +90,11 @@ def held_out_losses(dataset: PackedDataset, rows: Sequence[int] | None = None) -
     unigram = -float((times_Q * np.log(unigram_V[after_Q])).sum()) / positions
     bigram = -float((times_Q * np.log(bigram_Q)).sum()) / positions
     return round(unigram, 6), round(bigram, 6)
+
+
+def _spread(dataset: PackedDataset, split: Split, tokens: int) -> range:
+    """Rows at even distance that hold about so many tokens, or all."""
+    return range(0, dataset.num_rows(split), max(1, -(-dataset.manifest.tokens(split) // tokens)))
 
 
 def _count(dataset: PackedDataset, split: Split, rows: Sequence[int]) -> tuple[U64, I64]:

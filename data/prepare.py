@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import product
 from pathlib import Path
@@ -25,6 +25,7 @@ from data.build_report import licences_of, summarise
 from data.classifier.training import ClassifierSource, classifier_figures, list_classifiers, path_of, train_classifiers
 from data.cleaned import FOLDER as CLEANED
 from data.cleaned import clean_versions
+from data.columns import pulsed
 from data.corpus import Corpus, cells, clean_tasks
 from data.dataset import PackedDataset
 from data.decontamination.benchmarks import list_benchmarks, read_benchmarks
@@ -82,6 +83,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+_BEGINNING = Progress("documents", 0, None, "bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
 
     ``on_progress`` is called about once a second before there is progress too: raising in it stops the preparation.
     """
-    pulse = _pulse(on_progress)
+    on_progress, pulse = _repeating(on_progress, _BEGINNING)
     pulse()
     _require_libraries(data)
     root = root.absolute()
@@ -113,9 +115,11 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
         test_files = list_benchmarks(data.decontaminate, digests)
         classifiers = list_classifiers(data, digests)
     lexicon = read_lexicon(tokenizer.lexicon) if tokenizer.lexicon is not None else ()
-    identity = _identity(data, tokenizer, [*files, *test_files], lexicon, classifiers)
+    given = None if tokenizer.path is None else Tokenizer.load(tokenizer.path)
+    identity = _identity(data, tokenizer, given, [*files, *test_files], lexicon, classifiers)
     final = root / identity
-    with locked(lock_of(root, identity), _pulse(on_progress, waiting=True)):
+    _, waiting = _repeating(on_progress, replace(_BEGINNING, waiting=True))
+    with locked(lock_of(root, identity), waiting), pulsed(pulse):
         work = root / f"{identity}.partial"
         if (work / FILE_NAME).is_file():  # stopped when all was done but the tidying
             _commit(work, final)
@@ -129,9 +133,9 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
             data = train_classifiers(data, classifiers, root, executor)
             tasks = list(clean_tasks(data, files, root / CLEANED))
             claim(root, identity, [task.part for task in tasks], pulse)
-            corpus, cleaned = _documents(data, tasks, test_files, work / _SCRATCH, executor, on_progress)
+            corpus, cleaned = _documents(data, tasks, test_files, work / _SCRATCH, executor, on_progress, pulse)
             on_progress(Progress("tokenizer", 0, 1, "model"))
-            model = make_tokenizer(tokenizer, lexicon, data, corpus, work, executor)
+            model = make_tokenizer(tokenizer, given, lexicon, data, corpus, work, executor)
             on_progress(Progress("tokenizer", 1, 1, "model"))
             packed = _shards(data, corpus, work, executor, on_progress)
             require_cells(data, packed)
@@ -150,17 +154,20 @@ def prepare(data: DataSpec, tokenizer: TokenizerSpec, root: Path, executor: Exec
     return Prepared(final, False, manifest)
 
 
-def _pulse(on_progress: OnProgress, waiting: bool = False) -> Callable[[], None]:
-    """Says, at most once a second, that the documents are to begin."""
-    due = 0.0
+def _repeating(on_progress: OnProgress, first: Progress) -> tuple[OnProgress, Callable[[], None]]:
+    """Passes progress on; and a pulse, that says what was said last, or else ``first``, when nothing was said for a second."""
+    last, due = first, 0.0
+
+    def say(progress: Progress) -> None:
+        nonlocal last, due
+        last, due = progress, time.monotonic() + _PULSE_SECONDS
+        on_progress(progress)
 
     def pulse() -> None:
-        nonlocal due
         if time.monotonic() >= due:
-            due = time.monotonic() + _PULSE_SECONDS
-            on_progress(Progress("documents", 0, None, "bytes", waiting=waiting))
+            say(last)
 
-    return pulse
+    return say, pulse
 
 
 def _require_libraries(data: DataSpec) -> None:
@@ -177,6 +184,7 @@ def _require_libraries(data: DataSpec) -> None:
 def _identity(
     data: DataSpec,
     tokenizer: TokenizerSpec,
+    given: Tokenizer | None,
     files: list[list[InputFile]],
     lexicon: Sequence[str],
     classifiers: Sequence[ClassifierSource],
@@ -188,9 +196,8 @@ def _identity(
     versions |= clean_versions(data)
     if data.documents:
         versions["pyarrow"] = metadata.version("pyarrow")
-    if tokenizer.path is not None:
-        Tokenizer.load(tokenizer.path)
-        versions["tokenizer"] = checksum(Path(tokenizer.path))
+    if given is not None:
+        versions["tokenizer"] = xxhash.xxh3_128_hexdigest(given.model)
     versions |= {f"stages/{source.stage}": source.identity for source in classifiers}
     if lexicon:
         versions["lexicon"] = xxhash.xxh3_128_hexdigest("\n".join(lexicon).encode())
@@ -214,9 +221,10 @@ def _documents(
     work: Path,
     executor: Executor,
     on_progress: OnProgress,
+    pulse: Callable[[], None],
 ) -> tuple[Corpus, list[CleanResult]]:
     """With the results of the tasks, in their order."""
-    benchmarks = read_benchmarks(data, test_files, work, executor, _pulse(on_progress))
+    benchmarks = read_benchmarks(data, test_files, work, executor, pulse)
     total = sum(task.bytes for task in tasks)
     done = 0
     on_progress(Progress("documents", done, total, "bytes"))
@@ -227,14 +235,12 @@ def _documents(
         done += tasks[result.index].bytes
         on_progress(Progress("documents", done, total, "bytes"))
     ordered = [results[task.index] for task in tasks]
-    corpus = make_corpus(
-        *(data, tasks, ordered, benchmarks, work, work.parent / dropped.FOLDER, executor),
-        lambda: on_progress(Progress("documents", done, total, "bytes")),
-    )
+    corpus = make_corpus(data, tasks, ordered, benchmarks, work, work.parent / dropped.FOLDER, executor, pulse)
     return corpus, ordered
 
 
 def _shards(data: DataSpec, corpus: Corpus, work: Path, executor: Executor, on_progress: OnProgress) -> list[PackResult]:
+    on_progress(Progress("shards", 0, None, "documents"))
     tasks = list(_pack_tasks(data, corpus, work))
     total, done = sum(task.size for task in tasks), 0
     on_progress(Progress("shards", done, total, "documents"))

@@ -36,6 +36,7 @@ class Tokenizer:
     """Text to token ids and back. White space, tabs and newlines are kept exactly."""
 
     def __init__(self, model: bytes) -> None:
+        self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._symbols = _symbols_to_cut_out(model)
         self._matcher = Matcher(self._symbols) if self._symbols else None

@@ -30,17 +30,26 @@ class TokenizerTask:
 
 
 def make_tokenizer(
-    spec: TokenizerSpec, lexicon: Sequence[str], data: DataSpec, corpus: Corpus, work: Path, executor: Executor
+    spec: TokenizerSpec,
+    given: Tokenizer | None,
+    lexicon: Sequence[str],
+    data: DataSpec,
+    corpus: Corpus,
+    work: Path,
+    executor: Executor,
 ) -> Tokenizer:
-    """Copies the tokenizer into ``work``, or trains it there; one that a stopped preparation left is used again.
+    """Writes the tokenizer into ``work``, or trains it there; one that a stopped preparation left is used again.
+
+    Args:
+        given: the one at ``spec.path``, as it was when the preparation began: its file may be another by now.
 
     Raises:
         SourceError, NotEnoughData: as ``train_tokenizer`` does.
     """
     path = work / TOKENIZER_NAME
     if not path.is_file():
-        if spec.path is not None:
-            write_atomically(path, Path(spec.path).read_bytes())
+        if given is not None:
+            write_atomically(path, given.model)
         else:
             task = _task(spec, lexicon, data, corpus, path)
             for made in executor.map(train, [task]):

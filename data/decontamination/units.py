@@ -3,7 +3,6 @@
 ``U`` counts units (words, or characters where a script writes no spaces), of one text after another.
 """
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,21 +12,16 @@ import numpy as np
 from data.decontamination.spec import DecontaminateSpec
 from data.dedup.shingles import hash_words, ngram_hashes
 from data.files import U64
+from data.scripts import spaceless_letters, words_and_characters
 from data.selection import Ints
 
 # GPT-3 never takes fewer than 8 words; 12 characters are as much.
 SHORTEST_WORDS = 8
 SHORTEST_CHARACTERS = 12
 
-# Han, kana, Thai, Lao, Tibetan, Burmese, Khmer.
-_SPACELESS = (
-    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
-)
-_CHARACTER = re.compile(rf"(?![\W_])[{_SPACELESS}]")
-_UNIT = re.compile(rf"[^\W_{_SPACELESS}]+|(?![\W_])[{_SPACELESS}]")
-# Don't is dont, however the apostrophe is written, or left out.
-_APOSTROPHES = {ord(c): None for c in "'’ʼ＇"}
+# Don't is dont, however the apostrophe is written, or left out; soft hyphens, zero-width spaces and joiners are nothing.
+_NOTHING = {ord(c): None for c in "'’ʼ＇\u00ad\u200b\u200c\u200d\u2060\ufeff"}
+_EVENED = _NOTHING | {ord("_"): " "}
 _ASCII_TO_WORDS = {c: " " for c in range(128) if not chr(c).isalnum()} | {ord("'"): None}
 
 
@@ -35,7 +29,7 @@ def units(text: str) -> list[str]:
     """Words and characters in reading order."""
     if text.isascii():  # the same, several times faster
         return text.lower().translate(_ASCII_TO_WORDS).split()
-    return _UNIT.findall(unicodedata.normalize("NFKC", text).lower().translate(_APOSTROPHES))
+    return words_and_characters(unicodedata.normalize("NFKC", text).lower().translate(_EVENED))
 
 
 class Windows(NamedTuple):
@@ -67,7 +61,7 @@ def item_lengths(texts: Sequence[str], length_T: Ints, spec: DecontaminateSpec) 
     """The length of n-gram that each item is known by, ``[T]``: a short item is one n-gram, too short a one none (0)."""
     lengths = []
     for text, size in zip(texts, length_T.tolist(), strict=True):
-        spaceless = not text.isascii() and 2 * len(_CHARACTER.findall(text)) > size
+        spaceless = 2 * spaceless_letters(text) > size
         longest, shortest = (spec.character_ngram, SHORTEST_CHARACTERS) if spaceless else (spec.ngram, SHORTEST_WORDS)
         lengths.append(min(size, longest) if size >= min(longest, shortest) else 0)
     return np.array(lengths, np.int64)

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import shards
 from data.dataset import Batch, PackedDataset
 from data.errors import ShardError
+from data.files import checksum
 from data.manifest import SPLITS, Split
 from data.ngrams import held_out_losses
 from data.shards import Shard, write_shard
@@ -132,6 +134,27 @@ def test_a_mapped_shard_holds_no_open_file(tmp_path: Path, preparation: Preparat
     assert str(dataset.path) in Path("/proc/self/maps").read_text()
 
 
+def test_few_shards_are_mapped_at_once_and_each_is_verified_once(
+    tmp_path: Path, preparation: Preparation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines(texts(60)))
+    whole = PackedDataset.open(preparation(data_spec(path, shard_documents=4)).path)
+    read: list[Path] = []
+
+    def verified(file: Path) -> str:
+        read.append(file)
+        return checksum(file)
+
+    monkeypatch.setattr(shards, "checksum", verified)
+    narrow = PackedDataset(whole.path, whole.manifest, most_open=2)
+    expected = [whole.rows("train", [row]).tokens.tolist() for row in range(whole.num_rows("train"))]
+    read.clear()
+    for _ in range(2):
+        assert [narrow.rows("train", [row]).tokens.tolist() for row in range(len(expected))] == expected
+    assert len(read) == len(set(read)) > 4
+    assert len(narrow._open) == 2
+
+
 def test_no_such_row(dataset: PackedDataset) -> None:
     with pytest.raises(IndexError, match="row -1"):
         dataset.rows("train", [-1])
@@ -161,7 +184,12 @@ def test_a_directory_without_manifest_is_no_data_set(dataset: PackedDataset) -> 
 
 
 def test_a_manifest_of_another_version_is_refused(dataset: PackedDataset) -> None:
-    (dataset.path / "manifest.json").write_text('{"format": 0}')
+    path = dataset.path / "manifest.json"
+    older = dataset.manifest.model_copy(update={"format": dataset.manifest.format - 1})
+    path.write_text(older.model_dump_json())
+    with pytest.raises(ShardError, match=rf"has format {older.format}, and this version reads {dataset.manifest.format}"):
+        PackedDataset.open(dataset.path)
+    path.write_text('{"format": 0}')
     with pytest.raises(ShardError, match="not a manifest of this version"):
         PackedDataset.open(dataset.path)
 

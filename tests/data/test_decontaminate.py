@@ -83,6 +83,8 @@ CHANGES: dict[str, Callable[[str], str]] = {
     "quoted and dashed": lambda text: "“" + " — ".join(text.split()) + "”",
     "emphasised": lambda text: "_" + "_ **".join(text.split()) + "**",
     "lines of a quotation": lambda text: "> " + _spaced(text).replace("\n\n", "\n> "),
+    "soft hyphens": lambda text: "\u00ad".join(text),
+    "zero-width spaces": lambda text: "\u200b".join(text),
     "full-width": lambda text: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text),
 }
 CHINESE_CHANGES: dict[str, Callable[[str], str]] = {

@@ -16,11 +16,12 @@ from data.errors import DocumentError, SourceError
 from data.executors import Executor, SerialExecutor
 from data.files import checksum
 from data.locks import locked
-from data.manifest import Split
+from data.manifest import TOKENIZER_NAME, Split
 from data.prepare import Prepared, Progress, prepare
 from data.sources import streams
 from data.spec import CurriculumSegment, DataSpec, SourceSpec, TokenizerSpec
 from data.stages.registry import PRESETS
+from data.tokenizer import train_tokenizer
 from tests.data.conftest import WORDS, Preparation, data_spec, json_lines, texts, write
 
 TOKENIZER = TokenizerSpec(vocab_size=300)
@@ -215,6 +216,19 @@ def test_a_file_that_is_torn_because_somebody_writes_to_it_is_said_to_change(spe
         prepared_in(tmp_path / "a", spec, SerialExecutor())
 
 
+def test_the_tokenizer_is_the_one_that_the_preparation_began_with(spec: DataSpec, tmp_path: Path) -> None:
+    model = tmp_path / "given.model"
+    given, other = (train_tokenizer(texts(100), TokenizerSpec(vocab_size=size)) for size in (300, 320))
+    model.write_bytes(given)
+
+    def swap(progress: Progress) -> None:
+        if progress.phase == "documents" and progress.done:
+            model.write_bytes(other)
+
+    prepared = prepare(spec, TokenizerSpec(path=str(model)), tmp_path / "root", SerialExecutor(), swap)
+    assert (prepared.path / TOKENIZER_NAME).read_bytes() == given
+
+
 def test_a_file_that_is_only_touched_is_the_same(spec: DataSpec, tmp_path: Path) -> None:
     touched = ChangeFirst(lambda: os.utime(tmp_path / "en" / "2.jsonl", ns=(1, 1)))
     assert prepared_in(tmp_path / "a", spec, touched).manifest.documents_read == 260
@@ -241,6 +255,28 @@ def test_listing_can_be_stopped(call: int, spec: DataSpec, tmp_path: Path, monke
     with pytest.raises(Stop):
         prepare(spec, TOKENIZER, tmp_path / "a", SerialExecutor(), _stop_at(call))
     assert not [path for path in (tmp_path / "a").glob("*") if path.name != ".digests"]
+
+
+def test_what_the_driver_does_between_tasks_can_be_stopped(
+    spec: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.prepare._PULSE_SECONDS", 0.0)
+    events: list[str] = []
+
+    class Recorded(SerialExecutor):
+        def map(self, fn: Callable[[Any], Any], shards: Sequence[Any]) -> Iterator[Any]:
+            events.append(fn.__name__)
+            return super().map(fn, shards)
+
+    def on_progress(progress: Progress) -> None:
+        events.append(f"{progress.phase} {progress.done}")
+
+    prepare(spec, TOKENIZER, tmp_path / "a", Recorded(), on_progress)
+    begin, trained, packed = events.index("tokenizer 0"), events.index("train"), events.index("pack_documents")
+    assert events[begin:trained].count("tokenizer 0") > 1  # the sample
+    assert events[trained:packed].count("shards 0") > 2  # what each task is to pack
+    assert events[packed:].count(events[-1]) > 1  # the report
+    assert not any(event.startswith("documents") for event in events[begin:])
 
 
 def test_waiting_for_the_lock_can_be_stopped(tmp_path: Path) -> None:
