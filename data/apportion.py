@@ -7,11 +7,12 @@ A cell lies in one line of each of two kinds, its language and its domain. For c
 - *The first n batches together* have floor(n x) or ceil(n x), for every n. Fair scheduling of periodic tasks (Baruah, Cohen,
   Plaxton, Varvel, "Proportionate progress", Algorithmica 1996) gives that for cells alone. For both kinds of lines at once it
   is like the scheduling of a crossbar switch (Giles and Hajek, "Scheduling multirate periodic traffic in a packet switch",
-  1997), and a few tables have no such schedule (the tests have one). So it is searched for: ``data/beam.py``. There the first n
-  batches may be off by a whole row, but no more.
+  1997), and a few tables have no such schedule (the tests have one). So it is searched for: ``data/beam.py``. A schedule that
+  it finds is off by a whole row at most.
 
-Where no schedule is found, which so far is so for tables too large to search, batches are made one by one, the most urgent
-first. They keep the first bound; the second may be off by more than a row, and the log says by how much.
+Where it finds none, batches are made one by one, the most urgent first. They keep the first bound; the second may be off by more
+than a row, and the log says by how much. That is so for tables too large to search, and it cannot be ruled out for those of
+many cells that are searched.
 
 Legend: C cells, K batches in the period after which the pattern repeats, Q = cells and lines.
 """

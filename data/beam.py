@@ -15,6 +15,7 @@ fields of one word, so one subtraction compares all of them with their bounds. O
 Legend: C cells, K batches in a period, Q cells and rows, D columns, S states, P batches in the making, O subsets of a row.
 """
 
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +25,14 @@ from data.table import Ints, Table
 
 Mask = npt.NDArray[np.bool_]
 
-_WIDTHS = (16, 32, 64)
-"""States that are kept; the next number is tried where one does not do. The first does for nearly every mix."""
-_MAKING = 8
-"""Batches in the making that are kept, for each state: every so many of all, since those that are alike fail alike."""
+_NARROW = ((16, 8), (32, 8), (64, 8))
+_WIDE = ((128, 64),)
+"""States that are kept, and batches in the making that are kept for each: every so many of all, since those that are alike
+fail alike. The next pair is tried where one does not do. The first does for nearly every mix; some of 20 cells and more need the
+last, which takes seconds."""
 _TOGETHER = 64
-"""Subsets that rows taken together have at most; the first ones, which few states choose from, ``_MAKING`` times as many."""
+"""Subsets that rows taken together have at most; the first ones, which few states choose from, as many for each batch in the
+making that is kept."""
 _WORD_BITS = 63
 _LONGEST_ROW = 10
 
@@ -40,8 +43,8 @@ def search(table: Table) -> Ints | None:
     bits = max(len(table.base_C) + len(table.rows), sum(map(_field, columns)))
     if bits > _WORD_BITS or max(map(len, table.rows)) > _LONGEST_ROW:
         return None
-    beam = _Beam(table, columns)
-    found = (beam.run(width, one_over) for one_over in (False, True) for width in _WIDTHS)
+    tries = product((_NARROW, _WIDE), (False, True))
+    found = (_Beam(table, columns, making).run(width, one_over) for pairs, one_over in tries for width, making in pairs)
     return next((extra_KC for extra_KC in found if extra_KC is not None), None)
 
 
@@ -71,8 +74,8 @@ class _States(NamedTuple):
 
 
 class _Beam:
-    def __init__(self, table: Table, columns: list[list[int]]) -> None:
-        self.table, self.cells = table, len(table.base_C)
+    def __init__(self, table: Table, columns: list[list[int]], making: int) -> None:
+        self.table, self.cells, self.making = table, len(table.base_C), making
         first = self.cells + len(table.rows)
         widths = np.array([_field(column) for column in columns])
         self.bit_Q = 1 << np.arange(first)
@@ -101,7 +104,7 @@ class _Beam:
         """Rows; small ones are taken together, which is faster."""
         rows: list[_Row] = []
         for row in map(self._row, range(len(self.table.rows))):
-            most = _TOGETHER * (_MAKING if len(rows) == 1 else 1)
+            most = _TOGETHER * (self.making if len(rows) == 1 else 1)
             if rows and len(rows[-1].extra_O) * len(row.extra_O) <= most:
                 rows[-1] = self._together(rows[-1], row)
             else:
@@ -143,7 +146,7 @@ class _Beam:
         steps: list[tuple[Ints, Ints]] = []
         for k in range(self.table.period):
             closes = k == self.table.period - 1 or not one_over
-            from_P, extra_P, columns_P = self._batches(states, k, _MAKING * width, closes)
+            from_P, extra_P, columns_P = self._batches(states, k, self.making * width, closes)
             up_P, chosen = np.unique(states.up_S[from_P] ^ extra_P ^ self.grown_K[k], return_index=True)
             if not len(chosen):
                 return None

@@ -150,9 +150,39 @@ def test_where_a_narrow_search_finds_nothing_a_wider_one_is_made(monkeypatch: py
     cuts = sorted(draw.sample(range(1, 200), 24))
     parts = [Fraction(b - a, 200) for a, b in pairwise([0, *cuts, 200])]
     with monkeypatch.context() as narrow:
-        narrow.setattr(beam, "_WIDTHS", beam._WIDTHS[:1])
+        narrow.setattr(beam, "_NARROW", beam._NARROW[:1])
+        narrow.setattr(beam, "_WIDE", ())
         assert beam.search(Table(parts, 91, lines)) is None
     assert furthest_in_batches(batch_counts(parts, 91, lines), parts, lines)[1] < 1
+
+
+def cells_of_many_lines(seed: int) -> tuple[list[Fraction], list[tuple[str, str]], int]:
+    """Shares, lines and the size of a batch: some cells of many are rare, and a few are most of it."""
+    draw = random.Random(seed)
+    languages, domains = draw.randint(5, 8), draw.randint(5, 7)
+    every = [(f"l{i}", f"d{j}") for i in range(languages) for j in range(domains)]
+    lines = draw.sample(every, draw.randint(30, min(40, len(every))) if len(every) >= 30 else len(every))
+    weights = [draw.choice([1, 1, 2, 3, 50, 100]) for _ in lines]
+    return [Fraction(weight, sum(weights)) for weight in weights], lines, draw.choice([8, 32, 64, 128, 256])
+
+
+def fewer_cells_of_many_lines(seed: int) -> tuple[list[Fraction], list[tuple[str, str]], int]:
+    draw = random.Random(seed)
+    languages, domains = draw.randint(4, 8), draw.randint(4, 7)
+    every = [(f"l{i}", f"d{j}") for i in range(languages) for j in range(domains)]
+    lines = draw.sample(every, draw.randint(16, min(29, len(every))))
+    weights = [draw.choice([1, 1, 2, 3, 5, 10, 50]) for _ in lines]
+    return [Fraction(weight, sum(weights)) for weight in weights], lines, draw.choice([8, 16, 32, 64, 128])
+
+
+@pytest.mark.parametrize("mix", [cells_of_many_lines(133), fewer_cells_of_many_lines(50022)], ids=["37 cells", "fewer cells"])
+def test_a_large_table_that_few_states_do_not_suffice_for_is_searched_with_more(
+    mix: tuple[list[Fraction], list[tuple[str, str]], int],
+) -> None:
+    parts, lines, size = mix
+    in_one, in_all = furthest_in_batches(batch_counts(parts, size, lines), parts, lines)
+    assert in_one < 1
+    assert in_all <= 1
 
 
 def schedulable(parts: list[Fraction], size: int, lines: list[tuple[str, str]]) -> bool:
