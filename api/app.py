@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI
 from api import docs, errors
 from api.auth import require_token
 from api.middleware import BodyLimit, RequestMetrics
-from api.routes import history, jobs, reports, studies, system
+from api.routes import children, history, jobs, reports, studies, system
 from api.services import Metrics, opened
 from api.settings import Settings
 from service.launcher import Launcher
@@ -45,7 +45,8 @@ def create_app(settings: Settings, *, service_url: str, launcher: Launcher | Non
     guarded = [Depends(require_token)]
     for router in (jobs.router, studies.router, history.router, history.streams):
         app.include_router(router, prefix=PREFIX, dependencies=guarded, responses=docs.problems(401, 403, 503))
-    app.include_router(reports.router, prefix=PREFIX, responses=docs.problems(503))
+    for router in (reports.router, children.router):
+        app.include_router(router, prefix=PREFIX, responses=docs.problems(503))
     app.include_router(system.router)
     errors.install(app)
     docs.install(app)

@@ -108,12 +108,13 @@ class Client:
         state: str | Sequence[str] | None = None,
         kind: str | None = None,
         name: str | None = None,
+        parent: str | None = None,
         cursor: str | None = None,
         limit: int | None = None,
     ) -> Page[JobView]:
-        """Newest first."""
+        """Newest first; ``parent``: the jobs of that study's trials."""
         states = [state] if isinstance(state, str) else _texts(state)
-        query = {"state": states, "kind": kind, "name": name, "cursor": cursor, "limit": limit}
+        query = {"state": states, "kind": kind, "name": name, "parent": parent, "cursor": cursor, "limit": limit}
         return Page[JobView].model_validate(self._get("/jobs", query))
 
     def get(self, job_id: str) -> JobView:

@@ -41,6 +41,8 @@ JOB_EXAMPLE: dict[str, Any] = {
     "id": "k3v9q1x7",
     "name": "quickstart",
     "kind": "train",
+    "parent": None,
+    "trial": None,
     "state": "running",
     "desired": "running",
     "reason": None,

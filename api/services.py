@@ -20,6 +20,7 @@ from api.keeper import ClusterKeeper
 from api.launcher import Endpoint, RayLauncher
 from api.settings import Settings
 from api.stream import Changes
+from service.children import Children
 from service.history import History
 from service.jobs import Jobs
 from service.launcher import Launcher, LauncherUnavailable
@@ -108,6 +109,7 @@ class Services:
     jobs: Jobs
     history: History
     studies: Studies
+    children: Children
     reports: Reports
     launcher: Launcher
     supervision: Supervision
@@ -146,7 +148,18 @@ def opened(settings: Settings, metrics: Metrics, service_url: str, launcher: Lau
     metrics.registry.register(StateCollector(jobs, supervision, changes))
     check = ClusterCheck(launcher, keeper)
     return Services(
-        *(settings, store, jobs, History(store), Studies(store), Reports(store), launcher, supervision, check, changes, metrics)
+        settings=settings,
+        store=store,
+        jobs=jobs,
+        history=History(store),
+        studies=Studies(store),
+        children=Children(store),
+        reports=Reports(store),
+        launcher=launcher,
+        supervision=supervision,
+        cluster_check=check,
+        changes=changes,
+        metrics=metrics,
     )
 
 

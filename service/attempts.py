@@ -28,16 +28,18 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def newest_attempt(session: Session, job_id: str, number: int, token: str | None) -> tuple[Job, Attempt]:
-    """The job, its row held until the transaction ends, and its attempt ``number``, which must be the newest and live.
+def newest_attempt(session: Session, job_id: str, number: int, token: str | None, *, hold: bool = True) -> tuple[Job, Attempt]:
+    """The job and its attempt ``number``, which must be the newest and live.
 
     Args:
         token: the attempt's own; None: who asks needs none.
+        hold: the job's row until the transaction ends.
 
     Raises:
         StaleAttempt, InvalidToken.
     """
-    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update(key_share=True))
+    query = select(Job).where(Job.id == job_id)
+    job = session.scalar(query.with_for_update(key_share=True) if hold else query)
     attempt = session.scalar(select(Attempt).where(Attempt.job_id == job_id, Attempt.number == number))
     if job is None or attempt is None:
         raise StaleAttempt(f"job {job_id} has no attempt {number}; it may have been deleted")

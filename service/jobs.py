@@ -14,9 +14,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from data.errors import MantaError
-from service import cursors
-from service.models import Attempt, IdempotencyKey, Job
-from service.moves import USER, move, record
+from service import cursors, wishes
+from service.models import IdempotencyKey, Job
+from service.moves import USER, record
 from service.policies import needs
 from service.progress import phase_views
 from service.resolve import earlier_studies, require_free_name
@@ -91,33 +91,17 @@ class Jobs:
         with self._store.write() as session:
             if key is not None and (known := _replay(session, key, fingerprint)) is not None:
                 return known, True
-            unfinished = session.scalar(select(func.count()).select_from(Job).where(Job.state.not_in(FINAL))) or 0
+            counted = select(func.count()).select_from(Job).where(Job.state.not_in(FINAL), Job.parent.is_(None))
+            unfinished = session.scalar(counted) or 0
             if unfinished >= self._max_unfinished:
                 raise TooManyJobs(f"{unfinished} jobs have not ended and {self._max_unfinished} are allowed; try again later")
             if isinstance(spec, TuneJob):
                 require_free_name(session, spec)
                 spec = spec.model_copy(update={"warm_start": earlier_studies(session, spec)})
-            wants = needs(spec)
-            job = Job(
-                id="".join(secrets.choice(_ALPHABET) for _ in range(10)),
-                name=spec.name,
-                kind=spec.kind,
-                spec=spec.model_dump(mode="json"),
-                state=JobState.QUEUED,
-                desired=Desired.RUNNING,
-                reason=Reason.SUBMITTED,
-                cpus=wants.cpus,
-                gpus=wants.gpus,
-                total_steps=spec.total_steps if isinstance(spec, TrainJob) else None,
-                created_at=now,
-                queued_at=now,
-                moved_at=now,
-            )
-            session.add(job)
-            session.flush()
+            job = new_job(spec, now)
+            add_job(session, job, USER)
             if key is not None:
                 session.add(IdempotencyKey(key=key, body_hash=fingerprint, job_id=job.id, created_at=now))
-            record(session, job.id, now, "submitted", USER, f"{spec.kind} job {spec.name} was submitted")
         return job, False
 
     def get(self, job_id: str) -> JobView:
@@ -131,10 +115,11 @@ class Jobs:
         state: JobState | Collection[JobState] | None = None,
         kind: str | None = None,
         name: str | None = None,
+        parent: str | None = None,
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page[JobView]:
-        """Newest first; of one state, or of any of several. Raises ``InvalidCursor``."""
+        """Newest first; of one state, or of any of several; ``parent``: the trials of that study. Raises ``InvalidCursor``."""
         limit = max(1, min(limit, MAX_PAGE))
         query = select(Job).order_by(Job.number.desc()).limit(limit + 1)
         if state is not None:
@@ -143,6 +128,8 @@ class Jobs:
             query = query.where(Job.kind == kind)
         if name is not None:
             query = query.where(Job.name == name)
+        if parent is not None:
+            query = query.where(Job.parent == parent)
         if cursor is not None:
             query = query.where(Job.number < cursors.decode("jobs", cursor))
         with self._store.read() as session:
@@ -158,83 +145,56 @@ class Jobs:
 
     def cancel(self, job_id: str) -> JobView:
         """What has no attempt is cancelled at once, else the attempt is ended first. Cancelling twice is no error."""
-
-        def act(session: Session, job: Job, now: float) -> None:
-            if job.state in (JobState.CANCELLING, JobState.CANCELLED):
-                return
-            if job.state in FINAL:
-                raise IllegalTransition(f"job {job.id} has {job.state}; there is nothing to cancel")
-            to = JobState.CANCELLED if job.state not in LIVE and _nothing_runs(session, job) else JobState.CANCELLING
-            job.desired = Desired.CANCELLED
-            move(session, job, to, Reason.USER, USER, now)
-
-        return self._change(job_id, act)
+        return self._wish(job_id, wishes.cancel, children=True)
 
     def pause(self, job_id: str) -> JobView:
         """Checkpoint and end the attempt; the job keeps its place in time, not its resources. Pausing twice is no error."""
-
-        def act(session: Session, job: Job, now: float) -> None:
-            if job.state in (JobState.PAUSING, JobState.PAUSED):
-                return
-            if job.state in FINAL or job.state is JobState.CANCELLING:
-                raise IllegalTransition(f"job {job.id} is {job.state}; only an unfinished job can be paused")
-            job.desired = Desired.PAUSED
-            move(session, job, JobState.PAUSING if job.state in LIVE else JobState.PAUSED, Reason.USER, USER, now)
-
-        return self._change(job_id, act)
+        return self._wish(job_id, wishes.pause, children=True)
 
     def resume(self, job_id: str) -> JobView:
         """Queue a paused job; its next attempt goes on from the newest checkpoint."""
-
-        def act(session: Session, job: Job, now: float) -> None:
-            if job.state is not JobState.PAUSED:
-                raise IllegalTransition(f"job {job.id} is {job.state}; only a paused job can be resumed")
-            job.desired = Desired.RUNNING
-            move(session, job, JobState.QUEUED, Reason.USER, USER, now)
-
-        return self._change(job_id, act)
+        return self._wish(job_id, wishes.resume)
 
     def retry(self, job_id: str) -> JobView:
         """Queue a failed or cancelled job again, from its newest checkpoint, with a fresh budget of attempts."""
-
-        def act(session: Session, job: Job, now: float) -> None:
-            if job.state not in (JobState.FAILED, JobState.CANCELLED):
-                raise IllegalTransition(f"job {job.id} is {job.state}; only a failed or cancelled job can be retried")
-            job.desired, job.losses, job.failure = Desired.RUNNING, 0, None
-            move(session, job, JobState.QUEUED, Reason.USER, USER, now)
-
-        return self._change(job_id, act)
+        return self._wish(job_id, wishes.retry)
 
     def delete(self, job_id: str) -> None:
-        """Remove an ended job: its rows, then its directory. Raises ``JobNotFound`` and ``IllegalTransition``."""
+        """Remove an ended job: its rows, then its directory; of a study, those of its trials' jobs too.
+
+        Raises ``JobNotFound`` and ``IllegalTransition``.
+        """
         with self._store.write() as session:
             job = lock_job(session, job_id)
-            if job.state not in FINAL:
-                raise IllegalTransition(f"job {job.id} is {job.state}; cancel it first, then delete it")
-            if not _nothing_runs(session, job):
-                raise IllegalTransition(
-                    f"attempt {job.attempt} of job {job.id} may still run; once the cluster has ended it, delete it"
-                )
-            session.delete(job)
-        shutil.rmtree(self.directory(job_id), ignore_errors=True)
-        self._store.changed(job_id, lifecycle=True)
+            children = select(Job).where(Job.parent == job_id).order_by(Job.number).with_for_update(key_share=True)
+            gone = [job, *session.scalars(children)]
+            for each in gone:
+                if each.state not in FINAL:
+                    raise IllegalTransition(f"job {each.id} is {each.state}; cancel it first, then delete it")
+                if not wishes.nothing_runs(session, each):
+                    raise IllegalTransition(
+                        f"attempt {each.attempt} of job {each.id} may still run; once the cluster has ended it, delete it"
+                    )
+                session.delete(each)
+        for each in gone:
+            shutil.rmtree(self.directory(each.id), ignore_errors=True)
+            self._store.changed(each.id, lifecycle=True)
 
     def directory(self, job_id: str) -> Path:
         """The job's storage: ``checkpoints/``, ``logs/``, ``attempts/N/``. May not exist yet."""
         return job_directory(self._home, job_id)
 
-    def _change(self, job_id: str, act: Callable[[Session, Job, float], None]) -> JobView:
+    def _wish(self, job_id: str, wish: wishes.Wish, *, children: bool = False) -> JobView:
+        """``children``: the same is wanted of the jobs that are a study's trials."""
+        now = self._clock()
         with self._store.write() as session:
             job = lock_job(session, job_id)
-            act(session, job, self._clock())
+            wish(session, job, Reason.USER, now)
+            changed = [job_id, *(wishes.of_children(session, job_id, wish, now) if children else ())]
             wake_queue(session)
-        self._store.changed(job_id, lifecycle=True)
+        for each in changed:
+            self._store.changed(each, lifecycle=True)
         return job_view(job)
-
-
-def _nothing_runs(session: Session, job: Job) -> bool:
-    at = select(Attempt.gone).where(Attempt.job_id == job.id, Attempt.number == job.attempt)
-    return session.scalar(at) is not False
 
 
 def _replay(session: Session, key: str, fingerprint: str) -> Job | None:
@@ -245,6 +205,35 @@ def _replay(session: Session, key: str, fingerprint: str) -> Job | None:
     if known.body_hash != fingerprint:
         raise IdempotencyConflict(f"Idempotency-Key {key!r} was used for another job spec (job {known.job_id})")
     return find_job(session, known.job_id)
+
+
+def new_job(spec: AnyJob, now: float, *, parent: str | None = None, trial: int | None = None) -> Job:
+    """A queued job; ``parent`` and ``trial``: of a study's trial."""
+    wants = needs(spec)
+    return Job(
+        id="".join(secrets.choice(_ALPHABET) for _ in range(10)),
+        name=spec.name,
+        kind=spec.kind,
+        spec=spec.model_dump(mode="json"),
+        parent=parent,
+        trial=trial,
+        state=JobState.QUEUED,
+        desired=Desired.RUNNING,
+        reason=Reason.SUBMITTED,
+        cpus=wants.cpus,
+        gpus=wants.gpus,
+        total_steps=spec.total_steps if isinstance(spec, TrainJob) else None,
+        created_at=now,
+        queued_at=now,
+        moved_at=now,
+    )
+
+
+def add_job(session: Session, job: Job, actor: str) -> None:
+    """Store a new job, with the event that tells of it."""
+    session.add(job)
+    session.flush()
+    record(session, job.id, job.created_at, "submitted", actor, f"{job.kind} job {job.name} was submitted")
 
 
 def find_job(session: Session, job_id: str) -> Job:

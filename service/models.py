@@ -41,6 +41,7 @@ class Base(DeclarativeBase):
 class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
+        Index(None, "parent", "trial", unique=True),
         # AUTOINCREMENT: the number of a deleted row is never given again, or cursors would point at another job.
         {"sqlite_autoincrement": True},
     )
@@ -51,6 +52,9 @@ class Job(Base):
     name: Mapped[str] = mapped_column(String(64), index=True)
     kind: Mapped[str] = mapped_column(String(16))
     spec: Mapped[dict[str, Any]]
+    parent: Mapped[str | None] = mapped_column(String(32))
+    """The study whose trial it is, by id, and the trial's number. A study is deleted together with its children."""
+    trial: Mapped[int | None]
     state: Mapped[JobState] = mapped_column(index=True)
     desired: Mapped[Desired]
     reason: Mapped[Reason]

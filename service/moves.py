@@ -8,6 +8,7 @@ from service.models import Event, Job
 from service.states import FINAL, LIVE, JobState, Reason, check_move
 
 USER = "user"
+STUDY = "study"
 SUPERVISOR = "supervisor"
 
 

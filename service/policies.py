@@ -19,6 +19,8 @@ class Needs:
 def needs(spec: AnyJob) -> Needs:
     if isinstance(spec, DataJob):
         return Needs(1.0, 0.0)
+    if isinstance(spec, TuneJob) and spec.trials_are_jobs:  # each asks for itself
+        return Needs(0.0, 0.0)
     base, at_once = (spec.base, spec.concurrent_trials) if isinstance(spec, TuneJob) else (spec, 1)
     workers = base.world_size * at_once
     return Needs(float(workers * base.gpu_config.cpus_per_worker), float(workers if base.gpu_config.gpus_per_node else 0))
@@ -47,10 +49,11 @@ def may_start(wants: Needs, capacity: Capacity, live: Sequence[Claim], ahead: Se
     free = Needs(capacity.cpus - sum(job.cpus for job in live), capacity.gpus - sum(job.gpus for job in live))
     if _fits(wants, free.cpus, free.gpus):
         return None
-    names = ", ".join(job.name for job in live[:3]) + (" and others" if len(live) > 3 else "")
+    holding = [job.name for job in live if job.cpus or job.gpus]  # a study whose trials are jobs holds nothing
+    names = ", ".join(holding[:3]) + (" and others" if len(holding) > 3 else "")
     return (
         f"needs {_words(wants.cpus, wants.gpus)}; {_words(max(free.cpus, 0), max(free.gpus, 0))} of "
-        f"{_words(capacity.cpus, capacity.gpus)} free while {names} run{'s' if len(live) == 1 else ''}"
+        f"{_words(capacity.cpus, capacity.gpus)} free while {names} run{'s' if len(holding) == 1 else ''}"
     )
 
 

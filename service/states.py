@@ -29,6 +29,8 @@ class Reason(StrEnum):
 
     SUBMITTED = "submitted"
     USER = "user"
+    STUDY = "study"
+    """The study whose trial it is asked for it, or was itself asked."""
     STARTED = "started"
     """An attempt was started."""
     TRAINING = "training"
@@ -45,40 +47,41 @@ class Reason(StrEnum):
 _S, _R = JobState, Reason
 _FAILED = frozenset({_R.WORKER_FAILED, _R.ATTEMPTS_SPENT})
 _USER = frozenset({_R.USER})
+_ASKED = _USER | {_R.STUDY}
 _LOST = frozenset({_R.ATTEMPT_LOST})
 _DONE = frozenset({_R.COMPLETED})
 
 MOVES: dict[tuple[JobState, JobState], frozenset[Reason]] = {
     (_S.QUEUED, _S.PREPARING): frozenset({_R.STARTED}),
-    (_S.QUEUED, _S.PAUSED): _USER,
-    (_S.QUEUED, _S.CANCELLED): _USER,
+    (_S.QUEUED, _S.PAUSED): _ASKED,
+    (_S.QUEUED, _S.CANCELLED): _ASKED,
     # Nothing is known to run, but the cluster was away when the last attempt was lost: it is asked first.
-    (_S.QUEUED, _S.CANCELLING): _USER,
-    (_S.PAUSED, _S.CANCELLING): _USER,
+    (_S.QUEUED, _S.CANCELLING): _ASKED,
+    (_S.PAUSED, _S.CANCELLING): _ASKED,
     (_S.PREPARING, _S.RUNNING): frozenset({_R.TRAINING}),
     (_S.PREPARING, _S.QUEUED): _LOST,
-    (_S.PREPARING, _S.PAUSING): _USER,
-    (_S.PREPARING, _S.CANCELLING): _USER,
+    (_S.PREPARING, _S.PAUSING): _ASKED,
+    (_S.PREPARING, _S.CANCELLING): _ASKED,
     (_S.PREPARING, _S.SUCCEEDED): _DONE,
     (_S.PREPARING, _S.FAILED): _FAILED,
     (_S.RUNNING, _S.QUEUED): _LOST,
-    (_S.RUNNING, _S.PAUSING): _USER,
-    (_S.RUNNING, _S.CANCELLING): _USER,
+    (_S.RUNNING, _S.PAUSING): _ASKED,
+    (_S.RUNNING, _S.CANCELLING): _ASKED,
     (_S.RUNNING, _S.SUCCEEDED): _DONE,
     (_S.RUNNING, _S.FAILED): _FAILED,
     # A pausing job whose attempt is lost is where its user wanted it: at its last checkpoint, with nothing running.
-    (_S.PAUSING, _S.PAUSED): _USER | _LOST,
-    (_S.PAUSING, _S.CANCELLING): _USER,
+    (_S.PAUSING, _S.PAUSED): _ASKED | _LOST,
+    (_S.PAUSING, _S.CANCELLING): _ASKED,
     (_S.PAUSING, _S.SUCCEEDED): _DONE,
     (_S.PAUSING, _S.FAILED): frozenset({_R.WORKER_FAILED}),
-    (_S.PAUSED, _S.QUEUED): _USER,
-    (_S.PAUSED, _S.CANCELLED): _USER,
+    (_S.PAUSED, _S.QUEUED): _ASKED,
+    (_S.PAUSED, _S.CANCELLED): _ASKED,
     # An accepted cancel ends as cancelled, even when the attempt was quicker.
-    (_S.CANCELLING, _S.CANCELLED): _USER,
+    (_S.CANCELLING, _S.CANCELLED): _ASKED,
     # A study may be given more budget.
     (_S.SUCCEEDED, _S.QUEUED): _USER,
     (_S.FAILED, _S.QUEUED): _USER,
-    (_S.CANCELLED, _S.QUEUED): _USER,
+    (_S.CANCELLED, _S.QUEUED): _ASKED,
 }
 """(from, to) -> the reasons that may be given for it."""
 

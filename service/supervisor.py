@@ -19,7 +19,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from service import aftermath
+from service import aftermath, wishes
 from service.attempts import hash_token
 from service.jobs import job_directory
 from service.launcher import TERMINAL, Capacity, Launcher, LauncherUnavailable, LaunchStatus
@@ -37,7 +37,7 @@ from service.policies import (
 )
 from service.reports import Reports
 from service.spec import KINDS
-from service.states import LIVE, JobState, Reason
+from service.states import FINAL, LIVE, JobState, Reason
 from service.store import Change, Lease, StaleLease, Store, advisory_lock, give_back, wake_queue
 from workers.attempt import Order
 
@@ -335,12 +335,16 @@ class Supervisor:
             if decision.to is None:
                 give_back(job, now + next_look(seen, now - job.moved_at, _ago(now, attempt.outcome_at)))
             else:
-                self._close(session, job, attempt, decision, message, list(log))
+                changed = self._close(session, job, attempt, decision, message, list(log))
         if decision.to is not None:
-            self._store.changed(job.id, lifecycle=True)
+            for each in changed:
+                self._store.changed(each, lifecycle=True)
 
-    def _close(self, session: Session, job: Job, attempt: Attempt, decision: Decision, message: str, log: list[str]) -> None:
-        """The attempt is over: its row, its workers' rows, and the job's move."""
+    def _close(
+        self, session: Session, job: Job, attempt: Attempt, decision: Decision, message: str, log: list[str]
+    ) -> list[str]:
+        """The attempt is over: its row, its workers' rows, and the job's move; with a study end its trials. Returns the ids of
+        the jobs that changed."""
         now = self._clock()
         assert decision.to is not None
         said = aftermath.headline(message)
@@ -361,8 +365,11 @@ class Supervisor:
                 job.failure = attempt.failure or aftermath.failure(attempt.number, decision, job.losses + 1, message, log)
             case JobState.SUCCEEDED:
                 job.result = attempt.result
-        move(session, job, decision.to, decision.reason, SUPERVISOR, now, f"attempt {attempt.number} {decision.outcome}")
+        reason = job.reason if decision.reason is Reason.USER else decision.reason  # whoever asked for it
+        move(session, job, decision.to, reason, SUPERVISOR, now, f"attempt {attempt.number} {decision.outcome}")
+        ended = wishes.of_children(session, job.id, wishes.cancel, now) if decision.to in FINAL else []
         wake_queue(session)
+        return [job.id, *ended]
 
 
 def _newest(session: Session, job: Job) -> Attempt | None:

@@ -95,9 +95,6 @@ def _check_points(study: TuneJob) -> None:
     """The points that a study names are to be tried: one that is no job is a mistake, not a trial less."""
     from tuning.space import Space
 
-    if study.base.world_size > 1:
-        detail = f"a trial trains on one worker in this version, not on {study.base.world_size}; set data_parallel 1"
-        raise SpecInvalid([FieldError("/base/parallel_strategy/data_parallel", detail)])
     space = Space(study)
     errors = []
     for number, point in enumerate(study.points):

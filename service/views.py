@@ -32,10 +32,14 @@ class JobView(View):
     id: str
     name: str
     kind: str
+    parent: str | None
+    """The study whose trial it is, by id."""
+    trial: int | None
+    """The trial's number."""
     state: JobState
     desired: Desired
     reason: str | None
-    """Why the job is in its state, as a stable code (``user``, ``completed``, ``worker_failed``, ``attempts_spent`` ...)."""
+    """Why the job is in its state, as a stable code (``user``, ``study``, ``completed``, ``worker_failed`` ...)."""
     why_pending: str | None
     """While queued: what it waits for, in words."""
     attempt: int
@@ -86,7 +90,7 @@ class EventView(View):
     at: datetime
     type: str
     actor: str
-    """``user``, ``supervisor`` or ``attempt-N``."""
+    """``user``, ``study``, ``supervisor`` or ``attempt-N``."""
     message: str
     data: dict[str, Any]
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from optuna.storages import JournalStorage
 
 from data.files import key64
+from tuning.children import ChildrenApi, ChildTrials
 from tuning.journal import KnownJournal, ReportedJournal, read_lines
 from tuning.loop import Loop
 from tuning.pool import ActorTrials
 from tuning.spec import StudySpec
 from tuning.study import Study
 from tuning.summary import summary
+from tuning.trials import Trials
 from workers.attempt import JOURNAL, WARM, Order, Phase
 from workers.driver import carry_out, leave
 from workers.early import worker_resources
@@ -34,14 +36,7 @@ def run_study(order: Order, reporter: Reporter) -> str:
         name = path.stem.removeprefix(WARM)
         study.adopt(name, Study(spec, JournalStorage(KnownJournal(read_lines(path)))))
 
-    def prepared(job: TrainSpec) -> Path:
-        """Trials may search over the data too; each data set is prepared once."""
-        name = f"{key64(job.data_pipeline.model_dump_json() + job.tokenizer.model_dump_json()):016x}"
-        return prepared_data(order, job.data_pipeline, job.tokenizer, reporter, record=f"prepared-{name}.json")[0]
-
-    prepared(spec.base)
-    slots = spec.concurrent_trials
-    trials = ActorTrials(slots, worker_resources(spec.base), order.job_dir, order.attempt, prepared)
+    trials = _jobs(order, study) if spec.trials_are_jobs else _actors(order, spec, reporter)
 
     def pulse() -> None:
         stop_if_asked(reporter)
@@ -54,6 +49,21 @@ def run_study(order: Order, reporter: Reporter) -> str:
         trials.close()
     reporter.result(summary(study))
     return "succeeded"
+
+
+def _actors(order: Order, spec: StudySpec, reporter: Reporter) -> Trials:
+    def prepared(job: TrainSpec) -> Path:
+        """Trials may search over the data too; each data set is prepared once."""
+        name = f"{key64(job.data_pipeline.model_dump_json() + job.tokenizer.model_dump_json()):016x}"
+        return prepared_data(order, job.data_pipeline, job.tokenizer, reporter, record=f"prepared-{name}.json")[0]
+
+    prepared(spec.base)
+    return ActorTrials(spec.concurrent_trials, worker_resources(spec.base), order.job_dir, order.attempt, prepared)
+
+
+def _jobs(order: Order, study: Study) -> Trials:
+    running = [trial.number for trial in study.running]
+    return ChildTrials(ChildrenApi(order), study.spec.concurrent_trials, running)
 
 
 if __name__ == "__main__":

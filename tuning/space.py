@@ -27,6 +27,7 @@ class Space:
         self._base = study.base
         self._document = study.base.as_given()
         self._constraints = [(text, expressions.parse(text)) for text in study.constraints]
+        self._jobs = study.trials_are_jobs
         self.parameters: dict[str, Parameter] = {path: study.space[path] for path in parents_first(study.space)}
         self._choices = {
             path: _labels(parameter.choices)
@@ -111,8 +112,8 @@ class Space:
                 raise ValueError(f"{text} does not hold")
         if problems := plan(job).problems:
             raise ValueError(f"{problems[0].pointer}: {problems[0].detail}")
-        if job.world_size > 1:
-            raise ValueError(f"a trial trains on one worker in this version, not on {job.world_size}")
+        if job.world_size > 1 and not self._jobs:
+            raise ValueError(f"a trial inside the study has one worker, not {job.world_size}")
         return job
 
 

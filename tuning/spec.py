@@ -137,8 +137,12 @@ class StudySpec(Spec):
     sampler: SamplerSpec = SamplerSpec()
     scheduler: Scheduler = NoScheduler()
     budget: Budget = Budget(trials=50)
+    trials: Literal["auto", "inside", "jobs"] = "auto"
+    """Where trials train: ``inside`` the study's own attempt, in warm workers, one worker a trial; or as ``jobs`` of their own,
+    each with its place in the queue and its attempts. ``auto``: as jobs where ``base`` takes more than one worker, or the space
+    has what a trial takes of the cluster (``parallel_strategy``, ``gpu_config``)."""
     concurrent_trials: int = Field(default=1, ge=1)
-    """So many trials train at once; the study waits for the resources of all of them."""
+    """So many trials train at once; the study waits for the resources of all of them, unless they are jobs."""
     max_retries: int = Field(default=1, ge=0)
     """How often a trial that failed is run again before it counts as failed."""
     warm_start: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
@@ -161,6 +165,11 @@ class StudySpec(Spec):
                     raise Misfit(f"{path} cannot be {value!r}: {why}", ("space", path))
         return self
 
+    @property
+    def trials_are_jobs(self) -> bool:
+        searched = any(path.partition(".")[0] in ("parallel_strategy", "gpu_config") for path in self.space)
+        return self.trials == "jobs" or (self.trials == "auto" and (searched or self.base.world_size > 1))
+
     def _refused(self, path: str, value: Any) -> str | None:
         """Why a field does not take a value, whatever the others are."""
         try:
@@ -181,6 +190,13 @@ class StudySpec(Spec):
                     raise Misfit(f"{path} is not in the space", where)
                 if not _takes(self.space[path], value):
                     raise Misfit(f"{value!r} is no value of {path}", where)
+        return self
+
+    @model_validator(mode="after")
+    def _trials_fit(self) -> Self:
+        if self.trials == "inside" and self.base.world_size > 1:
+            where = ("base", "parallel_strategy", "data_parallel")
+            raise Misfit(f"a trial inside the study has one worker, not {self.base.world_size}", "trials", where)
         return self
 
     @model_validator(mode="after")

@@ -56,4 +56,4 @@ class Trials(Protocol):
         """What happened; waits up to ``timeout`` seconds for something to."""
 
     def close(self) -> None:
-        """End all trials where they stand; begun again, they go on from what they have done."""
+        """Let go of all trials; begun again, by another attempt, they go on from what they have done."""

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 Standing = Literal["running", "complete", "pruned", "failed", "infeasible"]
 """What a trial came to: ``pruned`` was stopped early, ``infeasible`` is beyond a limit."""
@@ -43,3 +43,28 @@ class StudySummary(BaseModel):
     seconds: float
     sampler: str
     sampler_reason: str
+
+
+class Figures(BaseModel):
+    """Of one optimizer step. ``id`` grows with every write, so a step that is done again comes again."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    id: int
+    step: int
+    values: dict[str, float]
+
+
+class ChildView(BaseModel):
+    """The job of a trial, as the study's driver sees it."""
+
+    job_id: str
+    state: str
+    reason: str
+    """``study``: it is in that state because the study asked for it, or was itself asked."""
+    failure: dict[str, Any] | None
+    """``{code, detail, ...}`` of a failed job."""
+    result: dict[str, Any] | None
+    """``workers.attempt.Summary`` of one that succeeded."""
+    figures: list[Figures] = []
+    """What is new, by id; as many as one look brings at most."""

@@ -70,11 +70,12 @@ def list_jobs(
     state: Annotated[list[JobState] | None, Query(description="Only jobs in this state; may be given more than once.")] = None,
     kind: Annotated[str | None, Query(max_length=64)] = None,
     name: Annotated[str | None, Query(max_length=64)] = None,
+    parent: Annotated[str | None, Query(max_length=64, description="Only trials of the study of this id.")] = None,
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> Page[JobView]:
     """Newest first."""
-    return use.jobs.list(state=state, kind=kind, name=name, cursor=cursor, limit=limit)
+    return use.jobs.list(state=state, kind=kind, name=name, parent=parent, cursor=cursor, limit=limit)
 
 
 @router.get("/jobs/{job_id}", operation_id="getJob", responses=docs.problems(404))
@@ -84,7 +85,7 @@ def get(job_id: JobId, use: Use) -> JobView:
 
 @router.delete("/jobs/{job_id}", operation_id="deleteJob", status_code=204, responses=docs.problems(404, 409))
 def delete(job_id: JobId, use: Use) -> None:
-    """Delete a job that has ended, with everything that it stored."""
+    """Delete a job that has ended, with everything that it stored; a study with the jobs of its trials."""
     use.jobs.delete(job_id)
 
 

@@ -36,6 +36,8 @@ def job() -> Callable[..., JobView]:
             "id": "j-8c1f02aa",
             "name": "quickstart",
             "kind": "train",
+            "parent": None,
+            "trial": None,
             "state": "running",
             "desired": "running",
             "reason": None,

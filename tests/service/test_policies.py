@@ -1,6 +1,7 @@
 """The supervisor's decisions, as tables."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from service.policies import (
     needs,
     next_look,
 )
-from service.spec import DataJob, TrainJob
+from service.spec import DataJob, TrainJob, TuneJob
 from service.states import JobState, Reason
 from workers.spec import GpuConfig, ParallelSpec
 
@@ -99,6 +100,11 @@ def test_what_becomes_of_a_job_when_its_attempt(seen: dict[str, object], decisio
     assert after_attempt(replace(SEEN, **seen), BUDGETS) == decision
 
 
+def study(**fields: Any) -> TuneJob:
+    rate = {"type": "float", "low": 1e-4, "high": 1e-2}
+    return TuneJob.model_validate({"name": "a", "space": {"training.learning_rate": rate}, **fields})
+
+
 FOUR = Capacity(4, 0)
 ONE_RUNS = [Claim("first", 3, 0)]
 
@@ -115,6 +121,12 @@ ONE_RUNS = [Claim("first", 3, 0)]
             [Claim("first", 2, 0), Claim("second", 2, 0)],
             [],
             "needs 2 CPUs; 0 CPUs of 4 CPUs free while first, second run",
+        ),
+        (
+            Needs(2, 0),
+            [Claim("study", 0, 0), Claim("first", 3, 0)],
+            [],
+            "needs 2 CPUs; 1 CPU of 4 CPUs free while first runs",
         ),
         (Needs(8, 0), [], [], "needs 8 CPUs; the whole cluster has 4 CPUs"),
         (Needs(1, 2), [], [], "needs 1 CPU and 2 GPUs; the whole cluster has 4 CPUs"),
@@ -137,9 +149,12 @@ def test_a_job_starts_or_says_what_it_waits_for(
         (TrainJob(name="a", gpu_config=GpuConfig(nodes=2, gpus_per_node=8)), Needs(16, 16)),
         (TrainJob(name="a", parallel_strategy=ParallelSpec(data_parallel=3)), Needs(3, 0)),
         (DataJob(name="a"), Needs(1, 0)),
+        (study(concurrent_trials=3), Needs(3, 0)),
+        (study(concurrent_trials=3, trials="jobs"), Needs(0, 0)),
+        (study(base={"gpu_config": {"nodes": 2}}), Needs(0, 0)),
     ],
 )
-def test_a_job_needs_what_its_workers_take(spec: TrainJob | DataJob, expected: Needs) -> None:
+def test_a_job_needs_what_its_workers_take(spec: TrainJob | DataJob | TuneJob, expected: Needs) -> None:
     assert needs(spec) == expected
 
 

@@ -55,8 +55,16 @@ def test_a_succeeded_job_stays_so() -> None:
     )
 
 
-def test_a_final_state_is_left_by_its_user_alone() -> None:
-    assert {reason for (old, _), reasons in MOVES.items() if old in FINAL for reason in reasons} == {R.USER}
+def test_a_final_state_is_left_by_its_user_alone_and_a_cancelled_one_by_its_study_too() -> None:
+    left = {old: reasons for (old, _), reasons in MOVES.items() if old in FINAL}
+    assert left == {S.SUCCEEDED: {R.USER}, S.FAILED: {R.USER}, S.CANCELLED: {R.USER, R.STUDY}}
+
+
+def test_a_study_may_ask_of_its_trials_what_a_user_may() -> None:
+    by_user = {move for move, reasons in MOVES.items() if R.USER in reasons}
+    by_study = {move for move, reasons in MOVES.items() if R.STUDY in reasons}
+    assert by_user - by_study == {(S.SUCCEEDED, S.QUEUED), (S.FAILED, S.QUEUED)}
+    assert by_study <= by_user
 
 
 def test_an_accepted_cancel_ends_as_cancelled() -> None:

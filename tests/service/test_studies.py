@@ -96,7 +96,6 @@ def test_what_was_left_by_an_attempt_that_was_given_up_unseen_is_handed_over(man
     ("fields", "pointer", "says"),
     [
         ({"points": [{"training.learning_rate": 5e-3}]}, "/points/0", "training.learning_rate < 0.001 does not hold"),
-        ({"base": {"parallel_strategy": {"data_parallel": 2}}}, "/base/parallel_strategy/data_parallel", "one worker"),
         (
             {"base": {"parallel_strategy": {"tensor_parallel": 2}}},
             "/base/parallel_strategy/tensor_parallel",

@@ -77,6 +77,11 @@ def space(**parameters: dict[str, Any]) -> dict[str, Any]:
         ({"scheduler": {"type": "asha"}}, "base", "set training.eval_interval"),
         ({"limits": [{"metric": "peak_memory_bytes"}]}, "limits", "give at_most, at_least or both"),
         ({"base": {"training": {"steps": 0}}}, "base", "greater than or equal to 1"),
+        (
+            {"trials": "inside", "base": {"gpu_config": {"nodes": 2}}},
+            "trials",
+            "a trial inside the study has one worker, not 2",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_field(given: dict[str, Any], field: str, says: str) -> None:
@@ -96,6 +101,25 @@ def _first(misfit: Misfit) -> list[str]:
 
 def test_a_sampler_may_be_given_by_its_name() -> None:
     assert study(sampler="tpe") == study(sampler={"type": "tpe"})
+
+
+WORKERS = {"type": "int", "low": 1, "high": 4}
+
+
+@pytest.mark.parametrize(
+    ("given", "jobs"),
+    [
+        ({}, False),
+        ({"trials": "jobs"}, True),
+        ({"base": {"gpu_config": {"nodes": 2}}}, True),
+        ({"base": {"gpu_config": {"nodes": 2}, "parallel_strategy": {"data_parallel": 1}}}, False),
+        ({"space": {"parallel_strategy.data_parallel": WORKERS}}, True),
+        ({"space": {"gpu_config.nodes": WORKERS}}, True),
+        ({"space": {"gpu_config.nodes": WORKERS}, "trials": "inside"}, False),
+    ],
+)
+def test_trials_are_jobs_where_one_may_take_several_workers(given: dict[str, Any], jobs: bool) -> None:
+    assert study(**given).trials_are_jobs is jobs
 
 
 def test_a_study_is_stored_as_its_base_was_given() -> None:
