@@ -1,0 +1,27 @@
+"""Scripts that write no spaces between words, told by a text's characters whatever language it is said to have."""
+
+import re
+
+_HAN_AND_KANA = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+# Thai, Lao, Tibetan; Burmese; Khmer.
+_OTHERS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
+
+_WORD = re.compile(r"\w+")
+_SPACELESS = re.compile(rf"(?!\W)[{_HAN_AND_KANA}{_OTHERS}]")
+_UNIT = re.compile(rf"[^\W{_HAN_AND_KANA}{_OTHERS}]+|{_SPACELESS.pattern}")
+_OF_OTHERS = re.compile(rf"[{_OTHERS}]+")
+
+
+def words_and_characters(text: str) -> list[str]:
+    """What texts are compared by, in reading order: words and, of scripts without spaces, single characters."""
+    return _WORD.findall(text) if _SPACELESS.search(text) is None else _UNIT.findall(text)
+
+
+def spaceless_letters(text: str) -> int:
+    """How many letters and digits of scripts without spaces a text has."""
+    return 0 if text.isascii() else len(_SPACELESS.findall(text))
+
+
+def spaceless_beside_chinese(text: str) -> int:
+    """How many characters of the scripts without spaces that are neither Han nor kana, vowels above and below among them."""
+    return 0 if text.isascii() else sum(map(len, _OF_OTHERS.findall(text)))
