@@ -14,6 +14,7 @@ from typing import Any
 from data.stages import personal_patterns as patterns
 from data.stages.identifiers import iban_length, is_card, is_cn_resident_id, is_iban, is_international, is_us_ssn
 from data.stages.libraries import library
+from data.stages.personal_fold import FORMS, fold
 
 KINDS = ("email", "phone", "ip_address", "card", "iban", "us_ssn", "cn_resident_id")
 
@@ -103,13 +104,20 @@ class Finder:
         windows = [patterns.IBAN] * ("iban" in kinds) + [patterns.IPV4, ipv6] * ("ip_address" in kinds)
         windows += [patterns.SEVEN_DIGITS] * bool(set(kinds) & {"cn_resident_id", "card", "us_ssn", "phone"})
         self._window = self._compile(b"|".join(windows)) if windows else None
-        self._email = self._compile(patterns.EMAIL) if "email" in kinds else None
+        self._email = self._compile(patterns.email()) if "email" in kinds else None
         self._context = {name: self._compile(pattern) for name, pattern in patterns.CONTEXT.items()}
         self._first_digits = self._compile(rb"[^0-9]*[0-9]+")
         self._date = self._compile(patterns.DATE)
+        self._forms = self._compile(FORMS)
+        self._domains = patterns.domains()
 
     def __call__(self, text: bytes, chinese: bool) -> Iterator[Find]:
         """All finds; no two overlap. Emails come first, then the others in their order."""
+        folded, back = fold(text, self._forms)
+        found = self._in_folded(folded, chinese)
+        return found if back is None else (Find(back(find.start), back(find.end), find.kind) for find in found)
+
+    def _in_folded(self, text: bytes, chinese: bool) -> Iterator[Find]:
         emails: list[Find] = []
         if self._email is not None and b"@" in text:
             for match in self._email.finditer(text):
@@ -179,12 +187,14 @@ class Finder:
             return False
         if local in (b"git", b"hg", b"svn") and text[end : end + 1] in (b":", b"/"):
             return False  # A repository's address.
-        last = domain.rpartition(b".")[2]
-        if len(last) == 2:
+        last = domain.rpartition(b".")[2].decode()
+        if last.lower() in patterns.FILES:
+            return False
+        called = text[end : end + 1] in (b"(", b"[")
+        if len(last) == 2 and last.isascii():
             # Short names are countries, and in programs attributes: q@k.mT, a@b.to(device), icon@2x.js.
-            same_case = last.islower() or last.isupper()
-            return same_case and last.lower() not in patterns.FILES and text[end : end + 1] not in (b"(", b"[")
-        return last.lower() in patterns.DOMAINS
+            return (last.islower() or last.isupper()) and not called
+        return last.lower() in self._domains and (not called or last.lower() in patterns.OLDEST)
 
     def _iban(self, text: bytes, start: int, end: int, chinese: bool) -> int:
         length = iban_length(text[start : start + 2].decode())
@@ -197,13 +207,14 @@ class Finder:
                 gap = 0
             elif text[end] in b" -":
                 gap += 1
-            elif text[end : end + 2] != b"\xc2\xa0" and text[end - 1 : end + 1] != b"\xc2\xa0":
+            else:
                 return 0
             end += 1
         return end if _free(text, start, end) and is_iban(read.decode()) else 0
 
     def _resident(self, text: bytes, start: int, end: int, chinese: bool) -> int:
-        return end if _free(text, start, end) and is_cn_resident_id(text[start:end].decode()) else 0
+        number = text[start:end].translate(None, b" -").decode()
+        return end if _free(text, start, end) and is_cn_resident_id(number) else 0
 
     def _card(self, text: bytes, start: int, end: int, chinese: bool) -> int:
         if not _free(text, start, end) or len(set(text[start:end]) - _DIGITS) > 1:

@@ -1,12 +1,15 @@
 """What personal data looks like: patterns of RE2 in Latin-1 mode, over UTF-8 bytes, without look-around.
 
 ``WINDOW`` is for the one scan of every text; the others are tried within the windows that it finds; ``CONTEXT`` are words that
-stand right before a find.
+stand right before a find. The text is folded (``personal_fold``), so blanks, hyphens and brackets are those of ASCII.
 """
 
-# What people write between the digits of one number: also no-break space and the hyphens and dashes U+2010 to U+2013.
-_GAP = rb"(?:[ .\-]|\xc2\xa0|\xe2\x80[\x90-\x93])"
-_GAPS = rb"(?:[ ()./\-]|\xc2\xa0|\xe2\x80[\x90-\x93]){0,3}"
+from functools import cache
+from pathlib import Path
+
+# What people write between the digits of one number.
+_GAP = rb"[ .\-]"
+_GAPS = rb"[ ()./\-]{0,3}"
 
 IPV4 = rb"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}"
 # All public addresses of version 6 begin with 2 or 3 (2000::/3).
@@ -15,16 +18,41 @@ ANY_IPV6 = rb"[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]*"
 IBAN = rb"[A-Z]{2}[0-9]{2}(?:" + _GAP + rb"?[A-Z0-9]){11}"
 SEVEN_DIGITS = rb"[0-9](?:" + _GAPS + rb"[0-9]){6,}"
 
-_LATIN = rb"[\xc3-\xca][\x80-\xbf]"
-_ALNUM = rb"(?:[A-Za-z0-9]|" + _LATIN + rb")"
-EMAIL = (
-    rb'(?:"[^"\s@]+(?: [^"\s@]+)*"|(?:[A-Za-z0-9_]|' + _LATIN + rb")(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\-]|" + _LATIN + rb")*)"
-    rb"@(?:\[[0-9.]+\]|(?:" + _ALNUM + rb"(?:-*" + _ALNUM + rb")*\.)+[A-Za-z]{2,24})"
-)  # fmt: skip
+DOMAINS = Path(__file__).parents[1] / "domains"
+"""The top-level domains in use, as IANA publishes them (data.iana.org/TLD/tlds-alpha-by-domain.txt)."""
+# RFC 2606 and 6762: they are nobody's, and stand in examples.
+_RESERVED = ("arpa", "example", "invalid", "test", "localhost", "local")
 
-RESIDENT = rb"[0-9]{17}[0-9Xx]"
+
+@cache
+def domains() -> frozenset[str]:
+    """In small letters; of those in other scripts both forms, with and without ``xn--``."""
+    lines = (DOMAINS / "iana.txt").read_text(encoding="ascii").lower().splitlines()
+    listed = [line for line in lines if not line.startswith("#")]
+    return frozenset([*listed, *(name.encode().decode("idna") for name in listed), *_RESERVED])
+
+
+# Latin, Greek, Cyrillic, Hebrew and Arabic letters. Who writes in others sets no blank before an address.
+_WIDE = rb"[\xc3-\xca\xcf-\xd3\xda][\x80-\xbf]|\xce[\x86-\xbf]|\xd7[\x90-\xaa]|\xd8[\xa0-\xbf]|\xd9[\x81-\x8a]|\xdb[\x80-\x93]"
+_ALNUM = rb"(?:[A-Za-z0-9]|" + _WIDE + rb")"
+
+
+@cache
+def email() -> bytes:
+    others = b"|".join(sorted(name.encode() for name in domains() if not name.isascii()))
+    return (
+        rb'(?:"[^"\s@]+(?: [^"\s@]+)*"|(?:[A-Za-z0-9_]|' + _WIDE + rb")(?:[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\-]|" + _WIDE + rb")*)"
+        rb"@(?:\[[0-9.]+\]|(?:" + _ALNUM + rb"(?:-*" + _ALNUM + rb")*\.)+"
+        rb"(?:[A-Za-z]{2,24}|[Xx][Nn]--[A-Za-z0-9\-]{2,24}|" + others + rb"))"
+    )  # fmt: skip
+
+
+RESIDENT = rb"[0-9]{6}[ \-]?[0-9]{4}[ \-]?[0-9]{4}[ \-]?[0-9]{3}[0-9Xx]"
 SSN = rb"[0-9]{3}[ \-]?[0-9]{2}[ \-]?[0-9]{4}"
-CARD = rb"[0-9]{4}[ \-][0-9]{4}[ \-][0-9]{4}[ \-][0-9]{4}(?:[ \-][0-9]{3})?|[0-9]{4}[ \-][0-9]{6}[ \-][0-9]{4,5}|[0-9]{12,19}"
+CARD = (
+    rb"[0-9]{4}" + _GAP + rb"[0-9]{4}" + _GAP + rb"[0-9]{4}" + _GAP + rb"[0-9]{4}(?:" + _GAP + rb"[0-9]{3})?|"
+    rb"[0-9]{4}" + _GAP + rb"[0-9]{6}" + _GAP + rb"[0-9]{4,5}|[0-9]{12,19}"
+)  # fmt: skip
 
 _AREA = rb"[2-9][0-9]{2}"
 _EXTENSION = rb"(?: ?(?:x|ext\.?|#) ?[0-9]{1,6})?"
@@ -55,7 +83,7 @@ CONTEXT = {
     "call": _before(
         "call text dial ring reach contact sms",
         "联系 聯繫 打给 致电 拨打",
-        gap=r"(?:[ .:()+\-]|\bme\b|\bus\b|\bhim\b|\bher\b|\bthem\b|\bat\b|\bon\b|\bto\b|方式|我|：|（){0,8}",
+        gap=r"(?:[ .:()+\-]|\bme\b|\bus\b|\bhim\b|\bher\b|\bthem\b|\bat\b|\bon\b|\bto\b|方式|我|：){0,8}",
     ),
     # Numbers that are something else, and say so.
     "other": _before(
@@ -83,17 +111,7 @@ CONTEXT = {
 CONTEXT_BYTES = 64
 """Before a find, that are looked at for such words."""
 
-# Generic top-level domains in which people have mail; any two letters are a country's.
-_DOMAINS = b"""
-    com org net edu gov mil int info biz name pro mobi asia tel jobs aero coop museum cat post travel arpa example
-    invalid test localhost local app dev page web site online website tech store shop blog cloud email mail live life
-    world today news media agency studio design digital group team company inc llc ltd gmbh solutions services systems
-    network software consulting academy school university education institute foundation ngo ong health care clinic
-    dental law legal finance capital money bank insure xyz top vip club wang win work works space fun icu ink link click
-    art photo photos video music games game berlin london paris nyc tokyo amsterdam wien hamburg koeln quebec swiss eus
-    gal bzh scot wales africa lat global international support center expert guru zone press social community church
-    family one plus
-"""
-DOMAINS = frozenset(_DOMAINS.split())
-# Endings of files that look like domains: logo@2x.png.
-FILES = frozenset((b"py", b"js", b"ts", b"md", b"rs", b"sh", b"so", b"cc", b"pl", b"ps", b"gz"))
+# After a domain in a program comes a call or an index (q@w.map(f)), after one of these an address ends all the same.
+OLDEST = frozenset(("com", "org", "net", "edu", "gov", "mil", "info", "biz"))
+# Endings of files that look like domains: logo@2x.zip.
+FILES = frozenset(("py", "js", "ts", "md", "rs", "sh", "so", "cc", "pl", "ps", "gz", "zip", "mov"))

@@ -19,6 +19,7 @@ from data.stages.language import Language, LanguageSpec
 from data.stages.length import Length, LengthSpec
 from data.stages.normalise import Normalise, NormaliseSpec
 from data.stages.personal_data import PersonalData, PersonalDataSpec
+from data.stages.personal_patterns import DOMAINS
 from data.stages.toxicity import DIMENSIONS, LEXICONS, Toxicity, ToxicityLabels, ToxicitySpec
 from data.stages.unicode_repair import UnicodeRepair, UnicodeRepairSpec
 from data.stages.url import Url, UrlSpec

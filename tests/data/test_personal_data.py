@@ -20,6 +20,7 @@ from data.stages.identifiers import is_card, luhn
 from data.stages.libraries import LibraryMissing
 from data.stages.personal_data import KINDS, PersonalDataSpec
 from data.stages.personal_finder import Finder
+from data.stages.personal_patterns import FILES, domains
 from data.stages.registry import make_stage
 
 SAMPLES = 400
@@ -88,6 +89,71 @@ def test_recall_on_made_up_values(kind: str) -> None:
         if text != template.format(f"[{kind.upper()}]"):
             missed.append((template.format(value), text))
     assert len(missed) <= 0.02 * SAMPLES, missed[:20]
+
+
+BLANKS = " \u00a0\u202f\u2009"
+HYPHENS = "-\u2010\u2011\u2013"
+FULL_WIDTH = {ord(one): ord(one) + 0xFEE0 for one in string.ascii_letters + string.digits + "+-.@()"}
+
+
+def grouped(digits: str, sizes: tuple[int, ...], gap: str) -> str:
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    return gap.join(digits[end - size : end] for size, end in zip(sizes, ends, strict=True))
+
+
+def typeset(kind: str, value: str, rng: random.Random) -> str:
+    """As pages, forms and programs of layout write it: in groups, with blanks and hyphens of any kind, in full width."""
+    if rng.random() < 0.2:
+        return value.translate(FULL_WIDTH)
+    gap = rng.choice(BLANKS + HYPHENS)
+    if kind == "us_ssn":
+        return value.replace("-", rng.choice(HYPHENS))
+    if kind == "cn_resident_id":
+        return grouped(value, rng.choice(((6, 8, 4), (6, 4, 4, 4), (18,))), gap)
+    if kind == "card" and len(value) == 16:
+        return grouped(value, (4, 4, 4, 4), rng.choice((gap, ".")))
+    if kind == "iban":
+        return grouped(value, (4,) * (len(value) // 4) + (len(value) % 4,) * (len(value) % 4 > 0), rng.choice(BLANKS))
+    return value.replace("-", rng.choice(HYPHENS)).replace(" ", rng.choice(BLANKS))
+
+
+@pytest.mark.parametrize("kind", ["phone", "card", "iban", "us_ssn", "cn_resident_id"])
+def test_recall_on_made_up_values_as_they_are_typeset(kind: str) -> None:
+    rng = random.Random(kind)
+    draws = fakers()[kind]
+    missed = []
+    for number in range(SAMPLES):
+        value = typeset(kind, draws[number % len(draws)](), rng)
+        template = rng.choice(TEMPLATES[kind])
+        text = redacted(template.format(value), "zh" if template[0] > "\u2e80" else "en")
+        if text != template.format(f"[{kind.upper()}]"):
+            missed.append((template.format(value), text))
+    assert len(missed) <= 0.02 * SAMPLES, missed[:20]
+
+
+def test_emails_are_found_under_every_top_level_domain() -> None:
+    listed = sorted(domains() - FILES)
+    templates = TEMPLATES["email"]
+    missed = []
+    for number, domain in enumerate(listed):
+        address = f"jane.doe@{('mail', 'acme-group', 'mx1.bücher')[number % 3]}.{domain}"
+        template = templates[number % len(templates)]
+        if redacted(template.format(address)) != template.format("[EMAIL]"):
+            missed.append(address)
+    assert len(listed) > 1500
+    assert not missed
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("иван.петров@почта.рф", "νίκος@παράδειγμα.ελ", "e@mail.рф", "ann@example.中国", "ann@xn--e1afmkfd.xn--p1ai"),
+        *("ａｎｎ＠ｅｘａｍｐｌｅ．ｃｏｍ", "jane@acme.TECHNOLOGY", "jane@acme.photography"),
+    ],
+)
+def test_emails_of_every_script(value: str) -> None:
+    assert redacted(f"请联系{value}，谢谢") == "请联系[EMAIL]，谢谢"
+    assert redacted(f"Пишите: {value}. Ждём") == "Пишите: [EMAIL]. Ждём"
 
 
 # As standards, vendors and authorities print them in their documentation.
@@ -177,6 +243,9 @@ CLEAN = [
     "127.0.0.1, 10.0.0.5, 192.168.1.1, 172.16.4.2, 169.254.1.1, 255.255.255.255, 0.0.0.0, ::1, fe80::1, 192.0.2.44",
     "std::vector<int>::iterator, a::b, dead::beef, 12:34:56:78, 00:1A:2B:3C:4D:5E, section 2.10.30.40, 1.2.3.4.5, 300.1.2.300",
     "@property\ndef f(self): return self.q@self.k.mT + x@w.transpose(0, 1) + a@b.to(device); git@github.com:ann/repo.git",
+    "q@self.map(f), w@x.fit[0], theme@2x.zip, chart@v2.new(1), react@18.2.0, 4111 1111-1111 1111,",
+    "110105\u00a019491231\u00a00021, 1 234\u202f567\u202f890\u00a0€, 12\u00a0345\u00a0678,90, 2019–2020–2021",
+    "１２３４５６７８９０１２３４５６",
     "icon@2x.png, lodash@4.17.21, https://user:secret@db.internal/x, @ann at noon, user@host, %@, me@, @example.com",
     "AB12 3456 7890 1234 5678, DE89 3704 0044 0532 0130 01, 110105194912310021, 123-45-67890,"
     " 000-12-3456, 666-12-3456, 912-34-5678",
