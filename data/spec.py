@@ -208,7 +208,7 @@ class DataSpec(Spec):
             if stage.domains is not None and not there.intersection(stage.domains):
                 raise Misfit(
                     f"no source has the domain {' or '.join(stage.domains)}; there are {', '.join(sorted(there))}",
-                    *(f"stages.{number}.domains", "stages", "sources"),
+                    *(f"stages.{number}.domains", ("stages", stage.domains[0]), "stages", "sources"),
                 )
         return self
 

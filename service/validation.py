@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from data.errors import MantaError
 from data.spec_base import Misfit
+from data.stages.registry import place_by_domain
 from service.spec import KINDS, AnyJob, DataJob, TuneJob
 from workers.plan import plan
 
@@ -93,9 +94,9 @@ def check_plan(job: AnyJob) -> None:
 
 def _check_points(study: TuneJob) -> None:
     """The points that a study names are to be tried: one that is no job is a mistake, not a trial less."""
-    from tuning.space import Space
+    from tuning.space import JobSpace
 
-    space = Space(study)
+    space = JobSpace(study)
     errors = []
     for number, point in enumerate(study.points):
         try:
@@ -232,7 +233,8 @@ def _field_errors(error: ValidationError, document: Any, model: type[BaseModel])
     details: dict[tuple[str | int, ...], list[str]] = {}
     suggestions: dict[tuple[str | int, ...], str] = {}
     for each in error.errors(include_url=False)[:MAX_ERRORS]:
-        path = _path(each["loc"], document, missing=each["type"] == "missing")
+        tag = (each["ctx"]["discriminator"].strip("'"),) if each["type"] == "union_tag_invalid" else ()
+        path = _path((*each["loc"], *tag), document, missing=each["type"] == "missing")
         if each["type"] == "value_error" and isinstance(misfit := each["ctx"]["error"], Misfit):
             path = _to_blame(misfit, path, document)
         detail, suggestion = _explain(each, path, model)
@@ -246,10 +248,15 @@ def _field_errors(error: ValidationError, document: Any, model: type[BaseModel])
 
 
 def _path(location: tuple[str | int, ...], document: Any, *, missing: bool) -> tuple[str | int, ...]:
-    """``location`` without what is no part of the document: the tags of unions, ``[key]`` marks."""
+    """``location`` without what is no part of the document: the tags of unions, ``[key]`` marks. A stage given by domain
+    has its number there, not that among all."""
     path: list[str | int] = []
     here = document
     for part in location:
+        if isinstance(part, int) and isinstance(here, dict) and path[-1:] == ["stages"]:
+            domain, part = place_by_domain(here, part)
+            path.append(domain)
+            here = here[domain]
         if _holds(here, part):
             here = here[part]
         elif not (missing and part == location[-1]):
@@ -277,7 +284,7 @@ def _explain(error: Any, path: tuple[str | int, ...], model: type[BaseModel]) ->
     match error["type"]:
         case "extra_forbidden":
             name = str(path[-1])
-            suggestion = _nearest(name, path[:-1], model)
+            suggestion = _nearest(name, error["loc"][:-1], model)
             return f"unknown field {_short(name)}" + (f"; did you mean {suggestion}?" if suggestion else ""), suggestion
         case "missing":
             return "this field is required", None
@@ -288,6 +295,13 @@ def _explain(error: Any, path: tuple[str | int, ...], model: type[BaseModel]) ->
             )
             hint = f"; did you mean {near[0]}?" if near else ""
             return f"expected {expected}, not {_short(error['input'])}{hint}", near[0] if near else None
+        case "union_tag_invalid":
+            kind, known = error["ctx"]["discriminator"].strip("'"), error["ctx"]["expected_tags"].replace("'", "")
+            near = difflib.get_close_matches(error["ctx"]["tag"], known.split(", "), 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {known}"
+            return f"no {kind} {_short(error['ctx']['tag'])}; {hint}", near[0] if near else None
+        case "union_tag_not_found":
+            return "this needs a {}, by its name".format(error["ctx"]["discriminator"].strip("'")), None
         case "value_error":
             return str(error["ctx"]["error"]), None
         case "string_pattern_mismatch" if path == ("name",):
@@ -304,22 +318,27 @@ def _words(expected: str) -> list[str]:
 
 def _nearest(name: str, parent: tuple[str | int, ...], model: type[BaseModel]) -> str | None:
     """A known name like ``name`` in the same block, else the one place elsewhere where that very name is known."""
-    block = _model_at(model, parent)
-    if block is not None and (near := difflib.get_close_matches(name, block.model_fields, 1)):
+    names = [field for block in _models_at(model, parent) for field in block.model_fields]
+    if near := difflib.get_close_matches(name, names, 1):
         return near[0]
     elsewhere = [path for path in _all_fields(model) if path.rsplit(".", 1)[-1] == name]
     return elsewhere[0] if len(elsewhere) == 1 else None
 
 
-def _model_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel] | None:
-    """The model that describes the block at ``path``; list positions stay within the list's item."""
-    here: type[BaseModel] | None = model
-    for part in path:
-        if here is None or isinstance(part, int):
-            continue
-        field = here.model_fields.get(part)
-        here = next(_models(field.annotation), None) if field else None
+def _models_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[type[BaseModel]]:
+    """The models that may describe the block at ``location``, as pydantic names it: the tag of a union leaves one of them, list
+    positions stay within the list's item."""
+    here = [model]
+    for part in location:
+        if fields := [block.model_fields[part] for block in here if part in block.model_fields]:
+            here = [inner for field in fields for inner in _models(field.annotation)]
+        elif isinstance(part, str):
+            here = [block for block in here if _is_tagged(block, part)]
     return here
+
+
+def _is_tagged(block: type[BaseModel], tag: str) -> bool:
+    return block.__name__ == tag or any(get_args(field.annotation) == (tag,) for field in block.model_fields.values())
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

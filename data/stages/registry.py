@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from data.classifier.labels import LabelScheme
-from data.spec_base import Spec
+from data.spec_base import Misfit, Spec
 from data.stages.base import Stage
 from data.stages.c4 import C4, C4Spec
 from data.stages.code import Code, CodeSpec
@@ -145,18 +145,32 @@ def given_stages(value: Any) -> Any:
     return value
 
 
+def place_by_domain(given: Mapping[Any, Any], number: int) -> tuple[Any, int]:
+    """Of stages by domain: where the one with a number among all, which ``given_stages`` makes of them, is given: its domain,
+    and its number there."""
+    for domain, stages in given.items():
+        own = len(PRESETS[stages] if isinstance(stages, str) else stages)
+        if number < own:
+            return domain, number
+        number -= own
+    raise IndexError(number)
+
+
 def _of_domain(domain: str, given: Any, named: Sequence[str]) -> Iterator[dict[str, Any]]:
     """
     Args:
         named: the domains that have stages of their own.
     """
-    stages = None if isinstance(given, Mapping) else given_stages(given)
-    if not isinstance(stages, tuple):
-        raise ValueError(f"the stages of {domain!r} are neither a list nor the name of a preset")
-    for stage in stages:
+    if not isinstance(given, str | list | tuple):
+        raise Misfit(f"the stages of {domain!r} are neither a list nor the name of a preset", (domain,))
+    try:
+        stages = given_stages(given)
+    except ValueError as error:
+        raise Misfit(str(error), (domain,)) from error
+    for number, stage in enumerate(stages):
         settings = stage.model_dump() if isinstance(stage, Spec) else stage
         if not isinstance(settings, Mapping):
-            raise ValueError(f"{settings!r} is no stage of {domain!r}")
+            raise Misfit(f"{settings!r} is no stage of {domain!r}", (domain, number), (domain,))
         yield {**settings, **(_but(settings, named) if domain == OTHER else {"domains": [domain]})}
 
 

@@ -187,3 +187,48 @@ def test_whatever_the_document_the_answer_is_a_job_or_pointers_into_it(document:
 def test_no_text_breaks_the_parser(text: str) -> None:
     with pytest.raises(SpecInvalid):
         parse_spec(text)
+
+
+BY_DOMAIN = "name: a\ndata_pipeline: {sources: [{path: x}], stages: {web: %s, other: [length, {stage: c4}]}}"
+
+
+@pytest.mark.parametrize(
+    ("web", "place", "detail"),
+    [
+        ("[normalise, {stage: length, min_charakters: 3}]", "/1/min_charakters", "did you mean min_characters?"),
+        ("[normalise, {stage: c4, min_sentences: x}]", "/1/min_sentences", "should be a valid integer"),
+        ("[{stage: toxicty}]", "/0/stage", "no stage 'toxicty'; did you mean toxicity?"),
+        ("[normalise, toxicty]", "/1", "no stage 'toxicty'; did you mean toxicity?"),
+        ("[normalise, qqq]", "/1", "no stage 'qqq'; there are normalise, unicode_repair,"),
+        ("[{min_characters: 3}]", "/0", "this needs a stage, by its name"),
+        ("[normalise, 3]", "/1", "3 is no stage of 'web'"),
+        ("wed", "", "'wed' is no list of stages and no preset"),
+        ("3", "", "neither a list nor the name of a preset"),
+    ],
+)
+def test_what_is_wrong_with_a_stage_by_domain_points_to_it(web: str, place: str, detail: str) -> None:
+    [(where, error)] = _errors(BY_DOMAIN % web).items()
+    assert where == f"/data_pipeline/stages/web{place}"
+    assert detail in error.detail
+
+
+def test_stages_behind_a_preset_have_their_number_in_their_domain() -> None:
+    given = "name: a\ndata_pipeline: {stages: {web: web, other: [length, {stage: c4, min_sentence: 3}]}}"
+    [error] = _errors(given.replace("stages", "sources: [{path: x}], stages")).values()
+    assert (error.pointer, error.suggestion) == ("/data_pipeline/stages/other/1/min_sentence", "min_sentences")
+    unseen = _errors("name: a\ndata_pipeline: {sources: [{path: x}], stages: {nowhere: web, other: none}}")
+    assert list(unseen) == ["/data_pipeline/stages/nowhere"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "place", "suggestion"),
+    [
+        ("[normalise, toxicty]", "/1", "toxicity"),
+        ("[{stage: toxicty}]", "/0/stage", "toxicity"),
+        ("[normalise, {stage: c4, min_sentence: 3}]", "/1/min_sentence", "min_sentences"),
+    ],
+)
+def test_what_is_wrong_with_a_stage_of_a_list_points_to_it(stages: str, place: str, suggestion: str) -> None:
+    [(where, error)] = _errors(f"name: a\ndata_pipeline: {{stages: {stages}}}").items()
+    assert (where, error.suggestion) == (f"/data_pipeline/stages{place}", suggestion)
+    assert error.detail.endswith(f"did you mean {suggestion}?")
