@@ -4,8 +4,9 @@ What a process must hold does not grow with the corpus, as long as it goes throu
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -18,9 +19,25 @@ Value = TypeVar("Value", bound=np.generic)
 SPAN = 1 << 16
 
 
+_PULSE: ContextVar[Callable[[], None]] = ContextVar("pulse", default=lambda: None)
+
+
+@contextmanager
+def pulsed(pulse: Callable[[], None]) -> Iterator[None]:
+    """Within the block ``pulse`` is called at each span, and at each piece of columns that are written: what it raises ends
+    whatever goes through them."""
+    before = _PULSE.set(pulse)
+    try:
+        yield
+    finally:
+        _PULSE.reset(before)
+
+
 def spans(count: int, size: int = SPAN) -> Iterator[slice]:
     """Slices of at most ``size`` that cover ``count`` documents."""
-    return (slice(begin, min(begin + size, count)) for begin in range(0, count, size))
+    for begin in range(0, count, size):
+        _PULSE.get()()
+        yield slice(begin, min(begin + size, count))
 
 
 def new_column(path: Path, kind: type[Value], count: int) -> npt.NDArray[Value]:
@@ -45,6 +62,7 @@ def write_columns(
     with ExitStack() as stack:
         files = [stack.enter_context(_created(folder / name)) for name in kinds]
         for piece in pieces:
+            _PULSE.get()()
             for file, kind, values in zip(files, kinds.values(), piece, strict=True):
                 file.write(np.ascontiguousarray(values, kind).data)
     return {name: _mapped(folder / name, kind, "r") for name, kind in kinds.items()}

@@ -3,7 +3,8 @@
 A preparation claims the cleaned parts and classifiers that it needs before it makes any. When one has ended well, it removes
 
 - cleaned parts that no data set and no unfinished preparation claims, and what killed tasks left of those nobody makes now;
-- preparations that were abandoned: nobody works on them, nothing was written for 30 days. Who resumes one later begins anew;
+- preparations that were abandoned: nobody works on them, nothing was written for 30 days. Who resumes one later begins anew.
+  At once what late tasks of a dead driver wrote beside the data set that another attempt has finished;
 - classifiers that nobody claims, 30 days after they were trained, and digests that nobody asked for in 30 days;
 - locks that nobody holds, and the waste of preparations that failed and were killed as they cleaned up.
 """
@@ -101,7 +102,8 @@ def _is_old(path: Path) -> bool:
 def _remove_abandoned(root: Path) -> None:
     for work in sorted(root.glob("*.partial")):
         with if_free(lock_of(root, work.stem)) as free:
-            if free and all(map(_is_old, _written_by(root, work))):
+            # Beside a data set that is whole it is what tasks of a dead driver wrote afterwards.
+            if free and ((root / work.stem).is_dir() or all(map(_is_old, _written_by(root, work)))):
                 discard(work)
     for waste in root.glob("*.waste"):
         shutil.rmtree(waste, ignore_errors=True)

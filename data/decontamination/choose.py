@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.aside import Aside
+from data.aside import Aside, Dropped
 from data.columns import new_column
 from data.corpus import Documents
 from data.decontamination.overlaps import Overlaps, ReferenceSet, find_overlaps
@@ -14,8 +14,11 @@ from data.decontamination.spec import DecontaminateSpec
 from data.errors import SourceError
 from data.executors import Executor
 from data.report import ReferenceFigures
-from data.selection import Mask
+from data.selection import Ints, Mask
 from data.stages.base import EXAMPLES, StageCount
+
+_STAGE = "decontaminate"
+_REASONS = ("test_set_overlap", "held_out_overlap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,8 @@ def decontaminate(
     keep = new_column(folder / "keep", np.bool_, len(documents))
     keep[:] = True
     keep[overlaps.number_K] = False
-    aside = _aside(documents, overlaps, sets, len(benchmarks))
-    return Contamination(keep, _count(aside), figures, aside)
+    found = _Found(documents, overlaps, sets, len(benchmarks))
+    return Contamination(keep, found.count(), figures, found.aside())
 
 
 def _figures(overlaps: Overlaps, number: int, name: str) -> ReferenceFigures:
@@ -77,41 +80,54 @@ def _figures(overlaps: Overlaps, number: int, name: str) -> ReferenceFigures:
     )
 
 
-def _aside(documents: Documents, overlaps: Overlaps, sets: list[ReferenceSet], benchmarks: int) -> Aside:
-    """
-    Args:
-        benchmarks: so many of the sets, the first ones, are test sets.
-    """
-    set_K = overlaps.set_I[overlaps.item_K]
-    first_item_S = np.cumsum([0, *(len(each.numbers) for each in sets)])
-    first_part_S = np.cumsum([0, *(len(each.documents.parts) for each in sets)])
-    part_K, row_K = np.empty_like(set_K), np.empty_like(set_K)
-    for number, each in enumerate(sets):
-        mine = set_K == number
-        items = each.numbers[overlaps.item_K[mine] - first_item_S[number]]
-        part_K[mine] = each.documents.part_N[items] + first_part_S[number]
-        row_K[mine] = each.documents.row_N[items]
-    return Aside(
-        stage="decontaminate",
-        documents=documents,
-        number_K=overlaps.number_K,
-        reasons=("test_set_overlap", "held_out_overlap"),
-        reason_K=(set_K >= benchmarks).astype(np.int64),
-        details=[f"{share:.2f} of {sets[s].name}" for share, s in zip(overlaps.share_K, set_K.tolist(), strict=True)],
-        other_parts=[part for each in sets for part in each.documents.parts],
-        other_part_K=part_K,
-        other_row_K=row_K,
-    )
+@dataclass(frozen=True, slots=True)
+class _Found:
+    documents: Documents
+    overlaps: Overlaps
+    sets: list[ReferenceSet]
+    benchmarks: int
+    """So many of the sets, the first ones, are test sets."""
 
+    def count(self) -> StageCount:
+        count = StageCount(_STAGE, len(self.documents), int(self.documents.bytes_N.sum()))
+        held_out_K = self._sets(self.overlaps.item_K) >= self.benchmarks
+        for reason, mine_K in zip(_REASONS, (~held_out_K, held_out_K), strict=True):
+            mine = np.flatnonzero(mine_K)
+            if len(mine):
+                count.drops[reason] = len(mine)
+                shown = mine[:EXAMPLES]
+                examples = self.documents.examples(self.overlaps.number_K[shown])
+                details = map(self._detail, shown.tolist())
+                count.examples[reason] = [replace(each, detail=said) for each, said in zip(examples, details, strict=True)]
+        return count
 
-def _count(aside: Aside) -> StageCount:
-    documents = aside.documents
-    count = StageCount(aside.stage, len(documents), int(documents.bytes_N.sum()))
-    for number, reason in enumerate(aside.reasons):
-        mine = np.flatnonzero(aside.reason_K == number)
-        if len(mine):
-            count.drops[reason] = len(mine)
-            shown = mine[:EXAMPLES]
-            examples = zip(documents.examples(aside.number_K[shown]), shown.tolist(), strict=True)
-            count.examples[reason] = [replace(example, detail=aside.details[k]) for example, k in examples]
-    return count
+    def aside(self) -> Aside:
+        parts = [part for each in self.sets for part in each.documents.parts]
+        return Aside(_STAGE, self.documents, _REASONS, parts, self._among)
+
+    def _among(self, span: slice) -> Dropped:
+        begin, end = np.searchsorted(self.overlaps.number_K, (span.start, span.stop)).tolist()
+        item_K = self.overlaps.item_K[begin:end]
+        set_K = self._sets(item_K)
+        part_K, row_K = np.empty_like(item_K), np.empty_like(item_K)
+        first_item, first_part = 0, 0
+        for number, each in enumerate(self.sets):
+            mine = set_K == number
+            items = each.numbers[item_K[mine] - first_item]
+            part_K[mine] = each.documents.part_N[items] + first_part
+            row_K[mine] = each.documents.row_N[items]
+            first_item, first_part = first_item + len(each.numbers), first_part + len(each.documents.parts)
+        return Dropped(
+            number_K=self.overlaps.number_K[begin:end],
+            reason_K=(set_K >= self.benchmarks).astype(np.uint8),
+            details=list(map(self._detail, range(begin, end))),
+            other_part_K=part_K,
+            other_row_K=row_K,
+        )
+
+    def _sets(self, item_K: Ints) -> Ints:
+        return self.overlaps.set_I[item_K]
+
+    def _detail(self, k: int) -> str:
+        name = self.sets[self.overlaps.set_I[self.overlaps.item_K[k]]].name
+        return f"{self.overlaps.share_K[k]:.2f} of {name}"

@@ -6,8 +6,9 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from data.aside import Aside
+from data.aside import Aside, Dropped
 from data.columns import new_column, spans
 from data.corpus import Documents
 from data.dedup.near import find_pairs
@@ -57,7 +58,8 @@ class Duplicates:
         """
         count = StageCount("deduplicate", len(documents), int(documents.bytes_N.sum()))
         shown: dict[str, Ints] = {reason: np.empty(0, np.int64) for reason in _REASONS}
-        for number_K, reason_K in self._dropped():
+        for span in spans(len(self.keep)):
+            number_K, reason_K = self._dropped(span)
             for number, reason in enumerate(_REASONS):
                 of_reason = number_K[reason_K == number]
                 if len(of_reason):
@@ -71,26 +73,18 @@ class Duplicates:
         Args:
             documents: that these are the duplicates among.
         """
-        dropped = list(self._dropped())
-        number_K = np.concatenate([np.empty(0, np.int64), *(numbers for numbers, _ in dropped)])
-        other_K = self.kept_N[number_K]
-        return Aside(
-            stage="deduplicate",
-            documents=documents,
-            number_K=number_K,
-            reasons=_REASONS,
-            reason_K=np.concatenate([np.empty(0, np.int64), *(reasons for _, reasons in dropped)]),
-            details=[],
-            other_parts=documents.parts,
-            other_part_K=documents.part_N[other_K],
-            other_row_K=documents.row_N[other_K],
-        )
 
-    def _dropped(self) -> Iterator[tuple[Ints, Ints]]:
-        """Numbers of what does not stay and of the reasons, some at a time."""
-        for span in spans(len(self.keep)):
-            number_K = span.start + np.flatnonzero(~self.keep[span])
-            yield number_K, (self.equal_N[number_K] == number_K).astype(np.int64)
+        def among(span: slice) -> Dropped:
+            number_K, reason_K = self._dropped(span)
+            other_K = self.kept_N[number_K]
+            return Dropped(number_K, reason_K, [], documents.part_N[other_K], documents.row_N[other_K])
+
+        return Aside("deduplicate", documents, _REASONS, documents.parts, among)
+
+    def _dropped(self, span: slice) -> tuple[Ints, npt.NDArray[np.uint8]]:
+        """Numbers of what does not stay, and of the reasons."""
+        number_K = span.start + np.flatnonzero(~self.keep[span])
+        return number_K, (self.equal_N[number_K] == number_K).astype(np.uint8)
 
 
 def find_duplicates(

@@ -1,13 +1,19 @@
 """Dropped documents are kept aside where asked: each with its reason, the same files whoever wrote them, no personal data."""
 
+import tracemalloc
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data import dropped
+from data import aside, dropped
+from data.aside import keep_aside
+from data.corpus import Documents
+from data.dedup.clusters import Duplicates
 from data.documents import Document
 from data.dropped import FOLDER, SCHEMA, dropped_writer
 from data.executors import Executor, SerialExecutor
@@ -183,6 +189,36 @@ def test_a_stopped_preparation_is_finished_by_the_next(tasks: int, spec: DataSpe
         prepared_in(tmp_path / "stopped", spec, StopAfter(11))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert files(prepared_in(tmp_path / "stopped", spec, SerialExecutor()).path) == files(whole.path)
+
+
+class Told:
+    """Does nothing; of how many documents the tasks of each round were told."""
+
+    def __init__(self) -> None:
+        self.documents: list[int] = []
+
+    def map(self, fn: Callable[[Any], Any], shards: Sequence[Any]) -> Iterator[Any]:
+        self.documents.append(sum(len(task.rows) for task in shards))
+        return iter(())
+
+
+def test_what_the_driver_holds_of_the_dropped_does_not_grow_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aside, "_ROUND_DOCUMENTS", 4096)
+    peaks = []
+    for count in (20_000, 100_000):
+        nothing, number_N = np.zeros(count, np.int64), np.arange(count)
+        parts = [tmp_path / f"{part}.arrow" for part in range(count // 1000)]
+        columns = [number_N.astype(np.uint64), number_N // 1000, number_N % 1000, nothing, nothing]
+        documents = Documents._of(parts, [columns], tmp_path / f"{count}")
+        duplicates = Duplicates(nothing, nothing, nothing, number_N == 0)
+        told = Told()
+        tracemalloc.start()
+        keep_aside([duplicates.aside(documents)], ["web"] * len(parts), tmp_path, told, lambda: None)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert sum(told.documents) == count - 1
+        assert max(told.documents) < 4096 + 1000
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 @pytest.mark.cluster

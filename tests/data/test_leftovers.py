@@ -138,6 +138,21 @@ def test_waste_and_locks_of_the_dead_go_and_a_lock_that_is_held_stays(spec: Data
         assert sorted(each.name for each in root.iterdir()) == sorted([".cleaned", path.name, ".4567.lock"])
 
 
+def test_what_a_late_task_writes_beside_a_whole_data_set_goes_with_the_next_and_the_data_set_stays(
+    spec: DataSpec, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    whole = prepared(spec, root)
+    before = files(whole)
+    late = write(root / f"{whole.name}.partial" / "shards" / "train-000.u32", b"late")
+    with locked(lock_of(root, whole.name), lambda: None):
+        prepared(another(spec, tmp_path), root)
+        assert Path(late).exists()
+    prepared(another(spec, tmp_path).model_copy(update={"seed": 1}), root)
+    assert not list(root.glob("*.partial"))
+    assert files(whole) == before
+
+
 def test_a_preparation_that_fails_removes_nothing_of_others(spec: DataSpec, tmp_path: Path) -> None:
     root = tmp_path / "root"
     work = pause(spec, root)
