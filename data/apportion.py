@@ -10,9 +10,9 @@ A cell lies in one line of each of two kinds, its language and its domain. For c
   1997), and a few tables have no such schedule (the tests have one). So it is searched for: ``data/beam.py``. A schedule that
   it finds is off by a whole row at most.
 
-Where it finds none, batches are made one by one, the most urgent first. They keep the first bound; the second may be off by more
-than a row, and the log says by how much. That is so for tables too large to search, and it cannot be ruled out for those of
-many cells that are searched.
+Where it finds none, batches are made one by one, the most urgent first. They keep the first bound; the second may be off by
+more than a row, and the log says by how much. That is so for tables too large to search, and it cannot be ruled out for those
+of many cells that are searched.
 
 Legend: C cells, K batches in the period after which the pattern repeats, Q = cells and lines.
 """

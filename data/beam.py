@@ -28,8 +28,10 @@ Mask = npt.NDArray[np.bool_]
 _NARROW = ((16, 8), (32, 8), (64, 8))
 _WIDE = ((128, 64),)
 """States that are kept, and batches in the making that are kept for each: every so many of all, since those that are alike
-fail alike. The next pair is tried where one does not do. The first does for nearly every mix; some of 20 cells and more need the
-last, which takes seconds."""
+fail alike. The next pair is tried where one does not do. The first does for nearly every mix; some of 20 cells and more need
+the last, which takes 1 to 100 ms for each batch of the period."""
+_LONGEST_WIDE = 1_000
+"""Batches of the longest period that the last is tried for: the longer the period, the longer the worker that searches."""
 _TOGETHER = 64
 """Subsets that rows taken together have at most; the first ones, which few states choose from, as many for each batch in the
 making that is kept."""
@@ -43,7 +45,7 @@ def search(table: Table) -> Ints | None:
     bits = max(len(table.base_C) + len(table.rows), sum(map(_field, columns)))
     if bits > _WORD_BITS or max(map(len, table.rows)) > _LONGEST_ROW:
         return None
-    tries = product((_NARROW, _WIDE), (False, True))
+    tries = product((_NARROW, _WIDE) if table.period <= _LONGEST_WIDE else (_NARROW,), (False, True))
     found = (_Beam(table, columns, making).run(width, one_over) for pairs, one_over in tries for width, making in pairs)
     return next((extra_KC for extra_KC in found if extra_KC is not None), None)
 

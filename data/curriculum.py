@@ -93,6 +93,11 @@ class Curriculum:
         # Rounded, as sums of decimal fractions miss whole numbers by a little.
         self.starts = tuple(bisect_left(range(total_steps), round(b * whole, 6), key=sizes.before) for b in borders)
         """The first step of each segment."""
+        warmup = 0 if sizes.start == sizes.full else sizes.warmup
+        ends = [min(max(warmup, start), end) for start, end in pairwise((*self.starts, total_steps))]
+        of_ends = zip(self.starts, ends, self.micro_batch_sizes, strict=True)
+        self.warmup_rows = tuple((sizes.before(end) - sizes.before(start)) * size for start, end, size in of_ends)
+        """Rows of each segment in steps of the batch warm-up, which are its first."""
         self._before = [sizes.before(start) for start in (*self.starts, total_steps)]
         of_segments = zip(pairwise(self._before), self.micro_batch_sizes, strict=True)
         self._first_samples = [0, *accumulate((b - a) * size for (a, b), size in of_segments)]

@@ -22,6 +22,7 @@ from data.errors import NotEnoughData, ShardError
 from data.files import U64, key64, mix64
 from data.manifest import Manifest
 from data.mixture import exact_shares
+from data.table import Ints
 
 _ROUNDS = 6
 
@@ -30,11 +31,18 @@ class SampleOrder:
     """The order of the training rows of one segment of the curriculum (of all of them, where there is none)."""
 
     def __init__(
-        self, manifest: Manifest, seed: int, global_batch_size: int, segment: int = -1, shares: Sequence[Fraction] = ()
+        self,
+        manifest: Manifest,
+        seed: int,
+        global_batch_size: int,
+        segment: int = -1,
+        shares: Sequence[Fraction] = (),
+        warmup_rows: int = 0,
     ) -> None:
         """
         Args:
             shares: of the cells in this segment, where they are not those of the manifest; 0 leaves a cell out.
+            warmup_rows: the first rows, which smaller steps than ``global_batch_size`` take.
 
         Raises:
             NotEnoughData: a cell with a weight has no training rows.
@@ -48,7 +56,10 @@ class SampleOrder:
                 raise NotEnoughData(f"cell {cell.name} has no training rows", pointer="/data_pipeline/sources")
         self._counts_KC = batch_counts(self.shares, global_batch_size, [cell.lines for cell in manifest.cells])
         self._before_KC = np.cumsum(self._counts_KC, axis=0) - self._counts_KC
+        self.warmup_rows = warmup_rows
+        self._warmed_C = self._had(warmup_rows)
         mixture = json.dumps([[cell.name, str(share)] for cell, share in zip(manifest.cells, self.shares, strict=True)])
+        mixture += f" after {warmup_rows}" if warmup_rows else ""
         self._state: dict[str, int | str] = {
             "seed": seed,
             "global_batch_size": global_batch_size,
@@ -61,23 +72,40 @@ class SampleOrder:
 
         Cells are spread evenly over the slots, so a micro-batch, which is a run of slots, has nearly the mix of the whole.
         """
-        period, at = divmod(step, len(self._counts_KC))
-        rows: list[int] = []
-        places: list[tuple[float, int]] = []
-        for cell, members in enumerate(self._cells):
-            count = int(self._counts_KC[at, cell])
-            first = period * int(self._counts_KC[:, cell].sum()) + int(self._before_KC[at, cell])
-            rows.extend(members.start + row for row in self._draw(cell, first, count))
-            places.extend(((j + 0.5) / count, cell) for j in range(count))
-        order = sorted(range(len(rows)), key=places.__getitem__)
-        return [rows[i] for i in order]
+        return self._batch(step, np.zeros_like(self._warmed_C))
+
+    def _batch(self, step: int, drawn_C: Ints) -> list[int]:
+        """Batch ``step`` of those that begin where ``drawn_C`` rows of each cell are drawn already."""
+        slots = self._slots(step)
+        counts_C = np.bincount(slots, minlength=len(self._cells)).tolist()
+        first_C = (drawn_C + self._had(step * self.global_batch_size)).tolist()
+        rows_C = [iter(self._draw(cell, first_C[cell], count)) for cell, count in enumerate(counts_C)]
+        return [self._cells[cell].start + next(rows_C[cell]) for cell in slots]
+
+    def _slots(self, step: int) -> list[int]:
+        """The cell of each slot of a batch."""
+        counts = self._counts_KC[step % len(self._counts_KC)].tolist()
+        return [cell for _, cell in sorted(((j + 0.5) / n, cell) for cell, n in enumerate(counts) for j in range(n))]
+
+    def _had(self, rows: int) -> Ints:
+        """Rows of each cell among the first ones, batches end to end."""
+        step, of_next = divmod(rows, self.global_batch_size)
+        periods, at = divmod(step, len(self._counts_KC))
+        had_C: Ints = periods * self._counts_KC.sum(axis=0) + self._before_KC[at]
+        return had_C + np.bincount(self._slots(step)[:of_next], minlength=len(self._cells)) if of_next else had_C
 
     def take(self, first: int, count: int) -> list[int]:
-        """Rows ``first .. first + count`` of all batches end to end, for batches that are smaller than the global one."""
-        step, skipped = divmod(first, self.global_batch_size)
+        """Rows ``first .. first + count`` of the segment, all of the batch warm-up or all after it.
+
+        The steps of the warm-up are cut out of batches laid end to end. After it the pattern begins anew, so that every
+        step is a whole batch of it; of no cell is a row left out or drawn twice.
+        """
+        warmed = first >= self.warmup_rows
+        drawn_C = self._warmed_C if warmed else np.zeros_like(self._warmed_C)
+        step, skipped = divmod(first - (self.warmup_rows if warmed else 0), self.global_batch_size)
         rows: list[int] = []
         while len(rows) < skipped + count:
-            rows += self.batch(step)
+            rows += self._batch(step, drawn_C)
             step += 1
         return rows[skipped : skipped + count]
 

@@ -3,9 +3,8 @@
 from typing import NamedTuple
 
 from data.curriculum import Curriculum
-from data.errors import ShardError
 from data.manifest import Manifest
-from data.order import SampleOrder
+from data.order import SampleOrder, require_same_order
 
 
 class MicroBatch(NamedTuple):
@@ -26,8 +25,15 @@ class StepOrder:
             NotEnoughData: a cell with a weight has no training rows.
         """
         self.curriculum = curriculum
-        sizes = curriculum.micro_batch_sizes
-        self._segments = [SampleOrder(manifest, seed, curriculum.sizes.full * size, s) for s, size in enumerate(sizes)]
+        full, of_segments = curriculum.sizes.full, zip(curriculum.micro_batch_sizes, curriculum.warmup_rows, strict=True)
+        self._segments = [
+            SampleOrder(manifest, seed, full * size, s, warmup_rows=warmup) for s, (size, warmup) in enumerate(of_segments)
+        ]
+        self._state: dict[str, int | str] = {
+            **self._segments[-1].state(),
+            "mixture": "-".join(str(segment.state()["mixture"]) for segment in self._segments),
+            "curriculum": curriculum.fingerprint(),
+        }
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """The ordered list that optimizer step ``step`` (from 0) is made of, however many workers share it."""
@@ -44,14 +50,15 @@ class StepOrder:
 
     def state(self) -> dict[str, int | str]:
         """What, with the step, fixes the order; kept in every checkpoint."""
-        return {**self._segments[-1].state(), "curriculum": self.curriculum.fingerprint()}
+        return dict(self._state)
 
     def require(self, state: dict[str, int | str]) -> None:
         """
         Raises:
             ShardError: ``state``, from a checkpoint, describes another order than this one.
         """
-        self._segments[-1].require(state)
-        then, now = state.get("curriculum", "plain"), self.curriculum.fingerprint()
-        if then != now:
-            raise ShardError(f"the checkpoint was made with another order of samples: curriculum {then} then, {now} now")
+        now = self.state()
+        then = {"curriculum": "plain", **state}
+        # It also decides the patterns, so it is the one to name.
+        require_same_order(then, {"curriculum": now["curriculum"]})
+        require_same_order(then, now)
