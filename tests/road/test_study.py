@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 
 from api.cluster import LocalCluster
@@ -59,8 +60,7 @@ def test_a_study_whose_driver_and_service_are_killed_decides_as_one_that_was_not
     with house.client() as client:
         job = client.submit(study("killed"))
         until(lambda: trials_done(client.get(job.id)) >= 2, "the second trial to end")
-    drivers = [p for p in house.cluster.processes() if "tuning.driver" in p.cmdline() and job.id in " ".join(p.cmdline())]
-    assert drivers
+    drivers = drivers_of(house, job)
     house.kill()
     for driver in drivers:
         driver.send_signal(signal.SIGKILL)
@@ -69,6 +69,45 @@ def test_a_study_whose_driver_and_service_are_killed_decides_as_one_that_was_not
     assert again.state is JobState.SUCCEEDED, again.failure
     assert again.attempt == 2
     assert decided(house, again) == decided(house, ended)
+
+
+def test_trials_that_are_jobs_outlive_the_driver_of_their_study_and_none_is_run_twice(house: House, study: Spec) -> None:
+    given = study("wide", trials="auto", scheduler={"type": "none"}, budget={"trials": 3})
+    given["base"]["parallel_strategy"] = {"data_parallel": 2}
+    with house.client() as client:
+        job = client.submit(given)
+        until(lambda: trials_done(client.get(job.id)) >= 1 and len(client.list(parent=job.id).items) == 2, "the second trial")
+    child = children(house, job)[1]
+    house.reaches(child.id, 5)
+    for driver in drivers_of(house, job):
+        driver.send_signal(signal.SIGKILL)
+    ended = house.ended(job.id)
+    assert ended.state is JobState.SUCCEEDED, ended.failure
+    assert ended.attempt == 2
+    with house.client() as client:
+        trials = client.trials(job.id).items
+    assert [(each.number, each.state) for each in trials] == [(number, "complete") for number in range(3)]
+    jobs = children(house, job)
+    assert [(each.trial, each.state, each.attempt) for each in jobs] == [(n, JobState.SUCCEEDED, 1) for n in range(3)]
+    for trial, each in zip(trials, jobs, strict=True):
+        assert each.spec["parallel_strategy"]["data_parallel"] == 2
+        assert each.result is not None
+        assert trial.values == {"eval_loss": each.result["eval_loss"]}
+        assert sorted(trial.curve) == [10, 20]
+        assert not house.events(each.id, "checkpoint_loaded")
+
+
+def children(house: House, job: JobView) -> list[JobView]:
+    """By trial."""
+    with house.client() as client:
+        return sorted(client.list(parent=job.id).items, key=lambda each: each.trial or 0)
+
+
+def drivers_of(house: House, job: JobView) -> list[psutil.Process]:
+    """The processes of a study's driver; there are some."""
+    found = [p for p in house.cluster.processes() if "tuning.driver" in p.cmdline() and job.id in " ".join(p.cmdline())]
+    assert found
+    return found
 
 
 def trials_done(job: JobView) -> int:
