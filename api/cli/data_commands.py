@@ -90,7 +90,11 @@ def _locate(url: str | None, where: str) -> tuple[Path, int | None]:
     Raises NoDataSet, WhichDataSet, NoSuchJob.
     """
     if (path := Path(where).expanduser()).is_dir():
-        return _in_directory(path.absolute()), None
+        try:
+            return _in_directory(path.absolute()), None
+        except NoDataSet:
+            if "/" in where or not _is_a_job(url, where):
+                raise
     from api.cli.connect import connect, find
     from api.settings import Settings
     from service.jobs import job_directory
@@ -103,6 +107,18 @@ def _locate(url: str | None, where: str) -> tuple[Path, int | None]:
         return _in_directory(directory), _tokens_of(job)
     except NoDataSet as error:
         raise _not_yet(job) or error from error
+
+
+def _is_a_job(url: str | None, reference: str) -> bool:
+    """A folder may have the name of a job: of the job's sources, say."""
+    from api.cli.connect import NoSuchJob, connect, find
+    from api.client import ServiceUnavailable
+
+    try:
+        find(connect(url), reference)
+    except (NoSuchJob, ServiceUnavailable):
+        return False
+    return True
 
 
 def _not_yet(job: "JobView") -> NoDataSet | None:

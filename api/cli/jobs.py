@@ -48,7 +48,8 @@ def submit(
     client = _client(context)
     job = client.submit(document, idempotency_key=idempotency_key)
     if not watch:
-        show(job, f"[bold]{job.name}[/] {job.id} is {job.state.value}. `manta watch {job.name}` follows it.", output)
+        follow = "tune watch" if job.kind == "tune" else "watch"
+        show(job, f"[bold]{job.name}[/] {job.id} is {job.state.value}. `manta {follow} {job.name}` follows it.", output)
         return
     _watch(client, job, output)
 

@@ -92,17 +92,17 @@ def test_grades_and_classifiers_have_their_tables(tmp_path: Path) -> None:
     spec = DataSpec.model_validate({"sources": [{"path": str(tmp_path / "a.jsonl")}], "sequence_length": 32, "stages": stages})
     made = prepare(spec, TokenizerSpec(vocab_size=300), tmp_path / "prepared", SerialExecutor(), lambda progress: None)
     assert list(classifiers(Report.read(made.path))) == [
-        ("1 grade", *[""] * 6, "off: nothing to learn from was given"),
-        ("2 toxicity", *[""] * 6, "off: nothing to learn from was given"),
+        ("1 grade, 2 toxicity", *[""] * 6, "off: nothing to learn from was given")
     ]
-    [(language, number, *shares)] = grades(Report.read(made.path))
+    [(graded, [(language, number, *shares)])] = grades(Report.read(made.path))
     assert (language, number, len(shares)) == ("en", "30", 5)
     [(title, columns, rows)] = scores(Report.read(made.path))
     assert columns == ("score", "language", "documents>", "0>", "to 1>", "to 2>", "to 4>", "to 8>", "to 15>", "over 15>")
     assert len(rows) == 5
     assert rows[0] == ("toxicity_violence", "en", "30", "30", *["0"] * 6)
     page = manta(str(made.path)).stdout
-    assert "Grades, from 0 (poor) to 4 (good)" in page
+    assert graded == "Grades, from 0 (poor) to 4 (good), by the stage 1 grade"
+    assert graded in page
     assert title in page
     assert manta(str(made.path), "--html", str(tmp_path / "report.html")).exit_code == 0
     read = Reader((tmp_path / "report.html").read_text()).text
@@ -243,6 +243,18 @@ def test_a_jobs_report_says_how_often_its_run_repeats_each_cell(home: Path, data
     assert shown["run"]["epochs"]["en/web"] == pytest.approx(100 * 32 * 256 / 32 / shown["cells"][0]["train"]["rows"])
 
 
+def test_a_folder_without_data_that_has_a_jobs_name_does_not_hide_the_job(
+    home: Path, data_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = home / "jobs" / "j-8c1f02aa"
+    directory.mkdir(parents=True)
+    (directory / "prepared.json").write_text(json.dumps({"path": str(data_set), "hash": data_set.name}))
+    (home / "here" / "j-8c1f02aa").mkdir(parents=True)
+    monkeypatch.chdir(home / "here")
+    assert json.loads(manta("j-8c1f02aa", "-o", "json").stdout)["hash"] == data_set.name
+    assert manta("./j-8c1f02aa").exit_code == 1
+
+
 def test_a_job_whose_storage_is_elsewhere_is_said(home: Path) -> None:
     ended = manta("j-8c1f02aa", "-o", "json")
     assert (ended.exit_code, json.loads(ended.stderr)["code"]) == (1, "data_set_not_found")
@@ -292,3 +304,68 @@ def test_the_page_shows_where_an_example_lay_and_no_text_where_there_is_none(dat
 def test_the_funnel_draws_how_many_documents_came_to_each_step(data_set: Path) -> None:
     widths = re.findall(r'class="bar" style="width:([\d.]+)%"', document(Report.read(data_set), None, None))
     assert widths[:5] == ["100.0", "100.0", "100.0", "97.6", "92.7"]  # 41, 41, 41, 40 and 38 documents
+
+
+def pages(report: Report) -> tuple[str, str]:
+    """What the terminal and the HTML page show."""
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(page(report, None, None))
+    return console.export_text(), Reader(document(report, None, None)).text
+
+
+@pytest.fixture(scope="module")
+def of_domains(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Web pages and poems, graded and scored by stages of their own; four pages hold emails, one too many."""
+    root = tmp_path_factory.mktemp("domains")
+    for domain in ("web", "poems", "plays"):
+        lines = [f"Document number {i} of {domain} about rivers and stones, lanterns and a quiet harbour." for i in range(20)]
+        for i in range(4) if domain == "web" else ():
+            lines[i] += "".join(f" Write to keeper{k}@harbourmail.org, please." for k in range(7 if i == 3 else i + 1))
+        (root / f"{domain}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*lines, f"{domain}!"]))
+    sources = [{"path": str(root / f"{domain}.jsonl"), "domain": domain} for domain in ("web", "poems", "plays")]
+    stages = {
+        "web": ["normalise", "length", "personal_data", "toxicity"],
+        "poems": ["normalise", "length", "grade", "toxicity"],
+        "plays": "none",
+        "other": "quickstart",
+    }
+    spec = DataSpec.model_validate({"sources": sources, "sequence_length": 32, "stages": stages})
+    tokenizer = TokenizerSpec(vocab_size=300)
+    return Report.read(prepare(spec, tokenizer, root / "prepared", SerialExecutor(), lambda progress: None).path)
+
+
+def test_stages_by_domain_are_told_apart_by_number_and_domain(of_domains: Report) -> None:
+    shown = [of_domains.label(step) for step in of_domains.reached]
+    assert shown == [
+        "sources",
+        *("1 normalise (web)", "2 length (web)", "3 personal_data (web)", "4 toxicity (web)"),
+        *("5 normalise (poems)", "6 length (poems)", "7 grade (poems)", "8 toxicity (poems)"),
+        "deduplicate",
+    ]
+    assert [(step.number, step.came.documents, step.domains) for step in of_domains.steps[9:11]] == [(9, 0, ()), (10, 0, ())]
+    for text in pages(of_domains):
+        for words in ("5 normalise (poems)", "2 length (web)", "6 length (poems)", "by the stage 7 grade (poems)"):
+            assert words in text
+        assert "of the stage 4 toxicity (web)" in text
+        assert "of the stage 8 toxicity (poems)" in text
+        assert "10 length" not in text
+        assert text.count("off: nothing to learn from was given") == 1
+
+
+def test_a_stage_that_most_domains_come_to_names_those_that_do_not(of_domains: Report) -> None:
+    step = of_domains.steps[1]
+    labels = {
+        domains: of_domains.label(step.model_copy(update={"domains": domains}))
+        for domains in (("web", "poems"), ("web", "poems", "plays"))
+    }
+    assert list(labels.values()) == ["1 normalise (all but plays)", "1 normalise"]
+
+
+def test_redactions_are_counted_by_kind(of_domains: Report) -> None:
+    step = of_domains.steps[3]
+    assert step.drops == {"too_much_personal_data": 1}
+    assert {kind: (found.values, found.documents) for kind, found in step.redactions.items()} == {"email": (6, 3)}
+    assert not any(other.redactions for other in of_domains.steps if other is not step)
+    for text in pages(of_domains):
+        assert "Personal data that was redacted" in text
+        assert re.search(r"3 personal_data \(web\)\s*email\s*6\s*3\s", text)

@@ -8,9 +8,10 @@ import yaml
 
 from api.cli.apply import NotWritable, write_point
 from api.cli.study_pages import spark
+from service.validation import SpecInvalid
 from tests.cli.test_with_a_service import Service
 from tests.cli.test_with_a_service import service as service
-from tests.tuning.stories import told
+from tests.tuning.stories import told, told_of_a_population
 
 STORY, JOURNAL = told()
 
@@ -83,6 +84,26 @@ def test_a_job_that_is_not_there_is_made_from_the_base_and_another_trial_may_be_
     assert study.manta("plan", str(job)).exit_code == 0
 
 
+def test_of_a_population_the_parents_are_shown_and_the_point_is_said_to_be_the_last_of_a_schedule(
+    service: Service, tmp_path: Path
+) -> None:
+    story, journal = told_of_a_population()
+    path, job = tmp_path / "study.yaml", tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(story))
+    order = service.started(path)
+    service.report(order, "journal", by=-1, first=0, lines=journal)
+    service.end(order, "succeeded")
+    child = next(trial for trial in service.json("tune", "trials", "population") if trial["parent"] is not None)
+    assert child["lineage"][-1] == [child["at_step"], child["point"]]
+    assert f"trial {child['parent']} at {child['at_step']}" in service.manta("tune", "trials", "population").stdout
+    applied = service.manta("tune", "apply", "population", str(job))
+    assert applied.exit_code == 0, applied.stderr
+    best = service.json("tune", "show", "population")["best"][0]
+    assert yaml.safe_load(job.read_text())["training"]["learning_rate"] == best["point"]["training.learning_rate"]
+    assert len(best["lineage"]) > 1
+    assert "It is the last of a schedule" in " ".join(applied.stderr.split())
+
+
 def test_a_figure_is_json_or_a_page_that_needs_nothing_else(study: Service, tmp_path: Path) -> None:
     assert json.loads(study.manta("tune", "figure", "rates", "history").stdout)["data"]
     page = tmp_path / "history.html"
@@ -116,13 +137,69 @@ def test_what_is_not_there_says_so(study: Service, arguments: tuple[str, ...], s
     assert says in ended.stderr
 
 
-@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "", "\x00"])
-def test_a_file_that_is_no_job_is_left_as_it_is(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("- a\n- b\n", NotWritable),
+        ("a: [", SpecInvalid),
+        ("", NotWritable),
+        ("kind: data\nname: corpus\n", NotWritable),
+        ("name: a\ntrainin: {steps: 2}\n", SpecInvalid),
+        ("name: a\ntraining: &t\n  steps: 4\n", None),
+        ("name: a\ntraining:\n  <<: &d {steps: 4, learning_rate: 0.5}\n", None),
+    ],
+)
+def test_a_file_that_no_point_goes_into_is_left_as_it_is(tmp_path: Path, content: str, error: type[Exception] | None) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(content)
-    with pytest.raises(NotWritable):
+    if error is None:
+        write_point(path, {"training.learning_rate": 0.1}, {}, name="x")
+        assert yaml.safe_load(path.read_text())["training"] == {"steps": 4, "learning_rate": 0.1}
+        return
+    with pytest.raises(error):
         write_point(path, {"training.learning_rate": 0.1}, {}, name="x")
     assert path.read_text() == content
+
+
+FILE = """\
+# a job
+name: a          # its name
+data_pipeline:
+    sources:
+    - {path: "a.jsonl", licence: public-domain}
+    stages: [normalise, {stage: length}]
+
+training:   # the recipe
+    steps: 40
+    learning_rate: 5e-1  # too high
+    betas: [0.9,   0.95]
+
+model: {hidden_size: 96, num_attention_heads: 4}
+"""
+
+
+def test_of_a_file_only_the_values_of_the_point_change(tmp_path: Path) -> None:
+    point = {
+        "training.learning_rate": 0.01,
+        "training.betas.0": 0.8,
+        "training.final_betas": [0.9, 0.99],
+        "training.optimizer": "muon",
+        "model.num_hidden_layers": 3,
+        "checkpoint.interval": 7,
+        "training.adaptive_dropout": None,
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(FILE.replace("{stage: length}", "{stage: length, min_characters: 8}"))
+    write_point(path, point, {}, name="x")
+    assert path.read_text() == (
+        FILE.replace("{stage: length}", "{stage: length, min_characters: 8}")
+        .replace("5e-1", "0.01")
+        .replace(
+            "[0.9,   0.95]\n",
+            "[0.8,   0.95]\n    final_betas:\n    - 0.9\n    - 0.99\n    optimizer: muon\n    adaptive_dropout: null\n",
+        )
+        .replace("heads: 4}\n", "heads: 4, num_hidden_layers: 3}\ncheckpoint:\n  interval: 7\n")
+    )
 
 
 def test_an_item_of_a_list_that_the_file_does_not_give_brings_the_whole_list(tmp_path: Path) -> None:
