@@ -227,7 +227,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[tuple[list[Document], li
 
 
 def _sign(documents: list[Document], near: NearSpec) -> bytes:
-    shingles = [shingle_hashes(document.text, document.language, near.ngram) for document in documents]
+    shingles = [shingle_hashes(document.text, near.ngram) for document in documents]
     return make_method(near).sign(shingles).tobytes()
 
 

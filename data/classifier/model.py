@@ -23,7 +23,7 @@ from data.errors import SourceError
 from data.files import checksum
 from data.stages.text import primary
 
-FORMAT = 3
+FORMAT = 4
 """Of the file, and of what features mean: part of what a trained classifier is found by."""
 SCALE = 1 << 16
 

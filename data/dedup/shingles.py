@@ -12,11 +12,10 @@ import xxhash
 
 from data.files import U64, mix64
 from data.remembered import Remembered
+from data.scripts import words_and_characters
 from data.selection import text_hash
-from data.stages.text import primary
+from data.stages.text import by_characters
 
-# Written without spaces between words: characters are counted instead.
-_CHARACTER_LANGUAGES = frozenset({"zh", "yue", "wuu", "ja", "th", "lo", "km", "my", "bo", "dz"})
 _WORD = re.compile(r"\w+")
 _ASCII_TO_WORDS = {c: " " for c in range(128) if not (chr(c).isalnum() or chr(c) == "_")}
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -25,24 +24,19 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _word_hashes = Remembered(lambda word: xxhash.xxh3_64_intdigest(word.encode()).to_bytes(8, sys.byteorder), most=1 << 20)
 
 
-def shingle_hashes(text: str, language: str, ngram: int) -> U64:
-    """Hashes of all n-grams of words (of characters, for languages that write none apart), ``[S >= 1]``, in reading order.
+def shingle_hashes(text: str, ngram: int) -> U64:
+    """Hashes of all n-grams of words (of characters, in scripts that write none apart), ``[S >= 1]``, in reading order.
 
-    Case, punctuation and white space count for nothing. A shorter text is one shingle.
+    Case, punctuation and white space count for nothing, nor does the language that is stated. A shorter text is one shingle.
     """
-    units = unit_hashes(text, language)
+    units = _words(text)
     if not len(units):
         return np.array([text_hash(text)], np.uint64)
     return ngram_hashes(units, min(ngram, len(units)))
 
 
-def by_characters(language: str) -> bool:
-    """Whether the language is written without spaces between words."""
-    return primary(language) in _CHARACTER_LANGUAGES
-
-
 def unit_hashes(text: str, language: str) -> U64:
-    """Of each word, or character, in reading order."""
+    """Of each word, or character of a language that is written without spaces, in reading order: what its classifier knows."""
     return _characters(text) if by_characters(language) else _words(text)
 
 
@@ -59,7 +53,7 @@ def ngram_hashes(unit_N: U64, n: int) -> U64:
 def _words(text: str) -> U64:
     text = text.lower()
     # The same words either way; the way for ASCII is several times faster.
-    return hash_words(text.translate(_ASCII_TO_WORDS).split() if text.isascii() else _WORD.findall(text))
+    return hash_words(text.translate(_ASCII_TO_WORDS).split() if text.isascii() else words_and_characters(text))
 
 
 def hash_words(words: Sequence[str]) -> U64:

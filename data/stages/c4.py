@@ -6,7 +6,8 @@
 
 Marks of citation ([3], [edit], [citation needed]) are removed, but count as words of their line. A kept line has no blank ends;
 lines that go, or were such marks alone, leave no gap. The order is lorem ipsum, javascript, bracket, policies: a line with both
-a phrase and a bracket takes its document with it. FineWeb uses all of these but terminal punctuation.
+a phrase and a bracket takes its document with it. FineWeb uses all of these but terminal punctuation. Text without words, such
+as Thai, has no rules of words, of terminal punctuation and of sentences.
 """
 
 import re
@@ -17,7 +18,7 @@ from pydantic import Field
 from data.documents import Document
 from data.spec_base import Spec
 from data.stages.base import Drop, StageSettings
-from data.stages.text import CHINESE_LINE_ENDS, CLOSING, SENTENCE_ENDS, below, is_chinese
+from data.stages.text import CHINESE_LINE_ENDS, CLOSING, SENTENCE_ENDS, below, has_no_words, is_chinese
 
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _LINE_ENDS = (".", "?", "!", '"', "'", "”", "’")
@@ -66,11 +67,12 @@ class C4:
         self._policies = tuple(phrase.lower() for phrase in (*spec.policy_phrases, *spec.chinese.policy_phrases))
 
     def __call__(self, document: Document) -> Document | Drop:
-        chinese = is_chinese(document)
-        kept = self._kept(document.text, chinese)
+        wordless, chinese = has_no_words(document), is_chinese(document)
+        kept = self._kept(document.text, chinese, wordless)
         if isinstance(kept, Drop):
             return kept
-        if (least := self._spec.min_sentences) is not None and (found := _sentences(kept, least, chinese)) < least:
+        least = None if wordless else self._spec.min_sentences
+        if least is not None and (found := _sentences(kept, least, chinese)) < least:
             return Drop("few_sentences", str(found))
         text = "\n".join(kept).strip()
         if not text:
@@ -78,7 +80,7 @@ class C4:
         document.text = text
         return document
 
-    def _kept(self, text: str, chinese: bool) -> list[str] | Drop:
+    def _kept(self, text: str, chinese: bool, wordless: bool) -> list[str] | Drop:
         """The lines that stay. What the whole text does not hold is not looked for in its lines."""
         spec, lowered = self._spec, text.lower()
         citations = spec.remove_citations and "[" in text
@@ -91,7 +93,7 @@ class C4:
             line = given = line.strip()
             if citations:
                 line = _CITATION.sub("", line).strip()
-            if (given and not line) or not self._is_sentence(line, given, chinese):
+            if (given and not line) or not (wordless or self._is_sentence(line, given, chinese)):
                 continue
             if lorem and "lorem ipsum" in line.lower():
                 return Drop("lorem_ipsum", f"line {number}")

@@ -5,7 +5,7 @@
     the fraction of lines shorter than 30 characters is >= 0.67;
 
 and, in the code but not in the paper, where there are more than 0.3 newlines a word (lists). Blank lines are none. The code's
-default for duplicated lines is 0.01; ours is the paper's.
+default for duplicated lines is 0.01; ours is the paper's. The first and the last are not for text without words, such as Thai.
 """
 
 import math
@@ -24,6 +24,7 @@ from data.stages.text import (
     characters,
     duplicates,
     figure,
+    has_no_words,
     is_chinese,
     nonblank_lines,
 )
@@ -71,13 +72,18 @@ class FineWeb:
         lines = nonblank_lines(document.text)
         if not lines:
             return Drop("no_lines")
-        return self._lines(lines, chinese) or self._newlines(document.text, chinese) or document
+        if has_no_words(document):
+            return self._lines(lines, chinese) or document
+        by_sentences = self._punctuated(lines, chinese) or self._lines(lines, chinese)
+        return by_sentences or self._newlines(document.text, chinese) or document
+
+    def _punctuated(self, lines: list[str], chinese: bool) -> Drop | None:
+        least = self._spec.min_punctuated_lines
+        ended = sum(ends_sentence(line, chinese) for line in lines) / len(lines)
+        return Drop("few_punctuated_lines", figure(ended)) if least is not None and ended <= least else None
 
     def _lines(self, lines: list[str], chinese: bool) -> Drop | None:
         spec = self._spec
-        ended = sum(ends_sentence(line, chinese) for line in lines) / len(lines)
-        if spec.min_punctuated_lines is not None and ended <= spec.min_punctuated_lines:
-            return Drop("few_punctuated_lines", figure(ended))
         border = spec.chinese.short_line_characters if chinese else spec.short_line_characters
         short = sum(len(line) < border for line in lines) / len(lines)
         if spec.max_short_lines is not None and short >= spec.max_short_lines:

@@ -8,7 +8,7 @@
 
 A symbol is no word here. FineWeb's code counts symbols as words in the ratios of symbols and of alphabetic words, and
 so drops prose for its commas: ``symbols_are_words`` does the same. Chinese has no words between spaces: its rules count
-characters, and the share that is Han or kana stands for the rules of words.
+characters, and the share that is Han or kana stands for the rules of words. Thai and the like have the rules of lines alone.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from pydantic import Field
 from data.documents import Document
 from data.spec_base import Share, Spec
 from data.stages.base import Drop, StageSettings
-from data.stages.text import above, below, characters, cjk_share, figure, is_chinese, nonblank_lines, primary
+from data.stages.text import above, below, characters, cjk_share, figure, has_no_words, is_chinese, nonblank_lines, primary
 from data.stages.words import has_letter, is_symbol, tokens
 
 _ENGLISH = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -72,8 +72,12 @@ class GopherQuality:
             self._stop_words[language] = self._stop_words.get(language, frozenset()).union(words)
 
     def __call__(self, document: Document) -> Document | Drop:
-        by_words = self._chinese if is_chinese(document) else self._words
-        return by_words(document) or self._lines(document.text) or document
+        return self._text(document) or self._lines(document.text) or document
+
+    def _text(self, document: Document) -> Drop | None:
+        if has_no_words(document):
+            return None
+        return self._chinese(document) if is_chinese(document) else self._words(document)
 
     def _words(self, document: Document) -> Drop | None:
         spec, all_words = self._spec, tokens(document.text)

@@ -8,7 +8,8 @@
 
 A duplicate is a line, paragraph or n-gram that was there before (its first occurrence is none); overlapping n-grams are not
 counted twice. Fractions are of all characters of the document. As in the code that made FineWeb, spaces between the words of
-a top n-gram are counted, those of a duplicate one are not. Blank lines are none.
+a top n-gram are counted, those of a duplicate one are not. Blank lines are none. Text without words, such as Thai, has no rules
+of n-grams.
 """
 
 import re
@@ -19,7 +20,7 @@ from pydantic import Field
 from data.documents import Document
 from data.spec_base import Share, Spec
 from data.stages.base import Drop, StageSettings
-from data.stages.text import above, characters, duplicates, figure, is_chinese, nonblank_lines
+from data.stages.text import above, characters, duplicates, figure, has_no_words, is_chinese, nonblank_lines
 from data.stages.words import tokens
 
 _PARAGRAPH = re.compile(r"\n\s*\n")
@@ -64,7 +65,7 @@ class GopherRepetition:
         text = document.text
         if not text:
             return document
-        return self._parts(text) or self._n_grams(document) or document
+        return self._parts(text) or (None if has_no_words(document) else self._n_grams(document)) or document
 
     def _parts(self, text: str) -> Drop | None:
         spec, size = self._spec, len(text)

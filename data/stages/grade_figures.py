@@ -14,6 +14,8 @@ published thresholds at which documents are dropped (G: Gopher, Rae et al. 2021,
     lines of fewer than 30 (9) characters      0.3           0.67 (F)     0.3             0.67
     characters in repeated lines               0.05          0.2 (G)      0.05            0.2
     n-grams that were there before             0.05 of 5     0.15 (G)     0.05 of 8       0.15
+
+Text without words, such as Thai, falls short by lines alone, and not by how they end.
 """
 
 from collections import Counter
@@ -25,7 +27,7 @@ from data.dedup.shingles import ngram_hashes
 from data.documents import Document
 from data.files import U64
 from data.stages.fineweb import ends_sentence
-from data.stages.text import characters, cjk_share, duplicates, nonblank_lines, primary
+from data.stages.text import characters, cjk_share, duplicates, has_no_words, nonblank_lines, primary
 from data.stages.words import has_letter, is_symbol, tokens
 
 FIGURES = (
@@ -45,6 +47,9 @@ def shortfalls(document: Document, unit_N: U64, chinese: bool) -> Floats:
     Args:
         unit_N: hashes of the words or, in Chinese, characters.
     """
+    if has_no_words(document):
+        _, *lines = _lines(document.text, chinese)
+        return np.array((0.0, 0.0, 0.0, 0.0, 0.0, 0.0, *lines, 0.0))
     by_words = _chinese(document.text) if chinese else _words(document)
     return np.array((*by_words, *_lines(document.text, chinese), _repeated(unit_N, 8 if chinese else 5)))
 

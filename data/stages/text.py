@@ -1,7 +1,8 @@
 """Characters and lines, as the rules count them; words are in ``data/stages/words.py``.
 
 Chinese (and Japanese) has no spaces between words: such a document is read by characters, and one and a half of them stand for
-a word where a published number is carried over.
+a word where a published number is carried over. Thai and others have no such number, and most of them no sign that ends a
+sentence: the rules of words and of sentences do not apply to them.
 """
 
 import re
@@ -9,12 +10,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from data.documents import Document
+from data.scripts import spaceless_beside_chinese
 
 # Han and kana.
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
-_CHINESE_SHARE = 0.3
+_SHARE = 0.3
 # Cantonese and Wu are Chinese: ``yue`` and ``wuu`` belong to the macrolanguage ``zho`` (ISO 639-3).
 _CHINESE = frozenset(("zh", "yue", "wuu"))
+# Thai, Lao, Khmer, Burmese, Tibetan, Dzongkha.
+_OTHERS = frozenset(("th", "lo", "km", "my", "bo", "dz"))
+_WITHOUT_SPACES = _CHINESE | _OTHERS | {"ja"}
 
 SENTENCE_ENDS = ".!?。！？．｡؟۔।॥።။។៕։‼⁇⁈⁉‽"
 """What ends a sentence, in the living scripts (Unicode's Sentence_Terminal)."""
@@ -49,7 +54,25 @@ def names_chinese(language: str) -> bool:
 
 def is_chinese(document: Document) -> bool:
     """Whether the Chinese rules apply: by the document's language, or more than three characters in ten are Han or kana."""
-    return names_chinese(document.language) or cjk_share(document.text) > _CHINESE_SHARE
+    return names_chinese(document.language) or cjk_share(document.text) > _SHARE
+
+
+def by_characters(language: str) -> bool:
+    """Whether a language, as it is stated, is written without spaces between words."""
+    return primary(language) in _WITHOUT_SPACES
+
+
+def has_no_words(document: Document) -> bool:
+    """Whether no rule of words or of sentences applies: it is written without spaces, by its language or more than three
+    characters in ten, and is not Chinese."""
+    others = primary(document.language) in _OTHERS or _others_share(document.text) > _SHARE
+    return others and not is_chinese(document)
+
+
+@lru_cache(maxsize=1)
+def _others_share(text: str) -> float:
+    found = spaceless_beside_chinese(text)
+    return found / len(characters(text)) if found else 0.0
 
 
 def nonblank_lines(text: str) -> list[str]:

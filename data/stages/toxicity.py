@@ -19,7 +19,7 @@ from data.documents import Document
 from data.spec_base import Share, Spec
 from data.stages.base import Drop
 from data.stages.libraries import library
-from data.stages.text import names_chinese
+from data.stages.text import by_characters, names_chinese
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,7 +212,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _features(text: str, language: str) -> "Features":
     from data.classifier.features import features_of
-    from data.dedup.shingles import by_characters, unit_hashes
+    from data.dedup.shingles import unit_hashes
 
     return features_of(unit_hashes(text, language), by_characters(language))
 

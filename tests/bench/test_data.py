@@ -17,7 +17,7 @@ TEXTS = ["\n".join(f"word{i}{n} stands in line {n} of text {i} beside {n * 7}." 
 
 
 def likeness(one: str, other: str) -> float:
-    a, b = (set(shingle_hashes(text, "en", 5).tolist()) for text in (one, other))
+    a, b = (set(shingle_hashes(text, 5).tolist()) for text in (one, other))
     return len(a & b) / len(a | b)
 
 

@@ -1,5 +1,6 @@
 """Near duplicates in a preparation: dropped with a reason, split by cluster, the same bytes however it is carried out."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from data.dedup.spec import ExactSpec, MinHashSpec, SimHashSpec
 from data.executors import Executor, SerialExecutor
 from data.prepare import Prepared, prepare
-from data.spec import DataSpec, TokenizerSpec
+from data.spec import DataSpec, SourceSpec, TokenizerSpec
 from tests.data.conftest import Preparation, data_spec, json_lines, texts, write
 from tests.data.test_prepare import Backwards, StopAfter, files
 
@@ -42,6 +43,17 @@ def test_near_duplicates_are_dropped_with_their_reason(method: str, tmp_path: Pa
     assert drops["duplicate"] == 2
     assert (15 if method == "minhash" else 3) <= drops["near_duplicate"] <= 20
     assert preparation(data_spec(path)).manifest.drops == {"duplicate": 2}
+
+
+@pytest.mark.parametrize("language", ["zh", "mul", "en"])
+def test_near_duplicates_in_chinese_are_found_whatever_language_is_stated(
+    language: str, tmp_path: Path, preparation: Preparation
+) -> None:
+    draw = random.Random(0)
+    chinese = ["".join(draw.choices([chr(c) for c in range(0x4E00, 0x4E1E)], k=200)) for _ in range(20)]
+    again = [f"转{text[:60]}，{text[60:-2]}。" for text in chinese]
+    source = SourceSpec(path=write(tmp_path / "a.jsonl", json_lines(chinese + again)), language=language)
+    assert preparation(data_spec(source, deduplicate="minhash")).manifest.drops == {"near_duplicate": 20}
 
 
 def test_what_each_rule_keeps(tmp_path: Path, preparation: Preparation) -> None:
