@@ -22,41 +22,56 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 
 from data.beam import search
 from data.flow import SINK, SOURCE, Arc, cheapest_flow
+from data.patterns import kept, pattern_name
 from data.table import Ints, Table
 
 log = logging.getLogger(__name__)
 
 
-def batch_counts(shares: Sequence[Fraction], global_batch_size: int, lines: Sequence[tuple[str, str]] | None = None) -> Ints:
+def batch_counts(
+    shares: Sequence[Fraction],
+    global_batch_size: int,
+    lines: Sequence[tuple[str, str]] | None = None,
+    patterns: Path | None = None,
+) -> Ints:
     """Rows of each cell in each batch of one period, ``[K, C]``.
 
     Args:
         shares: of the cells; they sum to 1.
         lines: the language and the domain that each cell counts as; None where nothing but cells counts.
+        patterns: a folder where what has been found is kept for other processes.
     """
     counted_as = lines or [("", str(cell)) for cell in range(len(shares))]
-    return _batch_counts(tuple(shares), global_batch_size, tuple(counted_as))
+    return _batch_counts(tuple(shares), global_batch_size, tuple(counted_as), patterns)
 
 
 @lru_cache(maxsize=16)
-def _batch_counts(shares: tuple[Fraction, ...], size: int, lines: tuple[tuple[str, str], ...]) -> Ints:
+def _batch_counts(shares: tuple[Fraction, ...], size: int, lines: tuple[tuple[str, str], ...], patterns: Path | None) -> Ints:
     table = Table(shares, size, lines)
-    extra_KC = search(table)
-    if extra_KC is None:
-        extra_KC = most_urgent_first(table)
-        if (furthest := table.furthest(extra_KC)) > 1:
-            log.warning(
-                "every batch of %d rows has the mix, rounded, but the first n batches together are up to %.2f rows off it",
-                *(size, float(furthest)),
-            )
+    if patterns is None:
+        extra_KC = _found(table)
+    else:
+        shape_KC = (table.period, len(shares))
+        extra_KC = kept(patterns / pattern_name(shares, size, lines), shape_KC, lambda: _found(table))
+    if (furthest := table.furthest(extra_KC)) > 1:
+        log.warning(
+            "every batch of %d rows has the mix, rounded, but the first n batches together are up to %.2f rows off it",
+            *(size, float(furthest)),
+        )
     counts_KC: Ints = np.array(table.base_C) + extra_KC
     counts_KC.setflags(write=False)
     return counts_KC
+
+
+def _found(table: Table) -> Ints:
+    extra_KC = search(table)
+    return most_urgent_first(table) if extra_KC is None else extra_KC
 
 
 def most_urgent_first(table: Table) -> Ints:

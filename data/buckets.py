@@ -16,6 +16,7 @@ Legend: B buckets, C cells.
 
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 from data.curriculum import Curriculum
 from data.manifest import Manifest
@@ -75,8 +76,11 @@ class Turns:
 class BucketOrder:
     """The order of the training rows of a whole run; a pure function of manifest, seed and step."""
 
-    def __init__(self, manifest: Manifest, seed: int, curriculum: Curriculum) -> None:
+    def __init__(self, manifest: Manifest, seed: int, curriculum: Curriculum, patterns: Path | None = None) -> None:
         """
+        Args:
+            patterns: a folder where the patterns that were found are kept for other processes.
+
         Raises:
             NotEnoughData: a cell with a weight has no training rows.
         """
@@ -90,7 +94,7 @@ class BucketOrder:
         tokens = curriculum.micro_batch_tokens
         self._sizes = [tokens // manifest.row_length(bucket) for bucket in self._buckets]
         self._orders = [
-            SampleOrder(manifest, seed, size, bucket, _coarse(shares_BC[bucket]))
+            SampleOrder(manifest, seed, size, bucket, _coarse(shares_BC[bucket]), patterns=patterns)
             for bucket, size in zip(self._buckets, self._sizes, strict=True)
         ]
         self._turns = Turns([sum(shares_BC[bucket], Fraction()) for bucket in self._buckets])
@@ -141,9 +145,14 @@ def _coarse(shares: Sequence[Fraction]) -> list[Fraction]:
     return [next(some) if share else share for share in shares]
 
 
-def order_of_run(manifest: Manifest, seed: int, curriculum: Curriculum) -> StepOrder | BucketOrder:
+def order_of_run(
+    manifest: Manifest, seed: int, curriculum: Curriculum, patterns: Path | None = None
+) -> StepOrder | BucketOrder:
     """
+    Args:
+        patterns: a folder where the patterns that were found are kept for other processes.
+
     Raises:
         NotEnoughData: a cell with a weight has no training rows.
     """
-    return (BucketOrder if manifest.bucketed else StepOrder)(manifest, seed, curriculum)
+    return (BucketOrder if manifest.bucketed else StepOrder)(manifest, seed, curriculum, patterns)

@@ -13,6 +13,7 @@ Legend: G rows in a global batch, C cells, K batches in a period.
 import json
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -38,11 +39,13 @@ class SampleOrder:
         segment: int = -1,
         shares: Sequence[Fraction] = (),
         warmup_rows: int = 0,
+        patterns: Path | None = None,
     ) -> None:
         """
         Args:
             shares: of the cells in this segment, where they are not those of the manifest; 0 leaves a cell out.
             warmup_rows: the first rows, which smaller steps than ``global_batch_size`` take.
+            patterns: a folder where the pattern that was found is kept for other processes.
 
         Raises:
             NotEnoughData: a cell with a weight has no training rows.
@@ -54,7 +57,7 @@ class SampleOrder:
         for cell, share, rows in zip(manifest.cells, self.shares, self._cells, strict=True):
             if share and not rows:
                 raise NotEnoughData(f"cell {cell.name} has no training rows", pointer="/data_pipeline/sources")
-        self._counts_KC = batch_counts(self.shares, global_batch_size, [cell.lines for cell in manifest.cells])
+        self._counts_KC = batch_counts(self.shares, global_batch_size, [cell.lines for cell in manifest.cells], patterns)
         self._before_KC = np.cumsum(self._counts_KC, axis=0) - self._counts_KC
         self.warmup_rows = warmup_rows
         self._warmed_C = self._had(warmup_rows)

@@ -1,5 +1,6 @@
 """Which rows each micro-batch of optimizer step n reads, when steps differ in length or size: a pure function of n."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from data.curriculum import Curriculum
@@ -19,15 +20,19 @@ class MicroBatch(NamedTuple):
 class StepOrder:
     """The order of the training rows of a whole run. Each segment of the curriculum has an order, and epochs, of its own."""
 
-    def __init__(self, manifest: Manifest, seed: int, curriculum: Curriculum) -> None:
+    def __init__(self, manifest: Manifest, seed: int, curriculum: Curriculum, patterns: Path | None = None) -> None:
         """
+        Args:
+            patterns: a folder where the patterns that were found are kept for other processes.
+
         Raises:
             NotEnoughData: a cell with a weight has no training rows.
         """
         self.curriculum = curriculum
         full, of_segments = curriculum.sizes.full, zip(curriculum.micro_batch_sizes, curriculum.warmup_rows, strict=True)
         self._segments = [
-            SampleOrder(manifest, seed, full * size, s, warmup_rows=warmup) for s, (size, warmup) in enumerate(of_segments)
+            SampleOrder(manifest, seed, full * size, s, warmup_rows=warmup, patterns=patterns)
+            for s, (size, warmup) in enumerate(of_segments)
         ]
         self._state: dict[str, int | str] = {
             **self._segments[-1].state(),

@@ -17,6 +17,7 @@ from data.buckets import order_of_run
 from data.dataset import Batch, PackedDataset
 from data.errors import MantaError
 from data.manifest import require_rows
+from data.patterns import PATTERNS
 from data.tokenizer import Tokenizer
 from workers.attempt import Desired, Phase, Summary
 from workers.checkpoint import CheckpointInfo, CheckpointStore
@@ -102,7 +103,7 @@ class _Run:
     ) -> None:
         self.spec, self.membership, self.dataset, self.tokenizer = spec, membership, dataset, tokenizer
         self.checkpoints, self.reporter, self.hooks, self.engine = checkpoints, reporter, hooks, engine
-        self.order = order_of_run(dataset.manifest, spec.training.seed, spec.curriculum)
+        self.order = order_of_run(dataset.manifest, spec.training.seed, spec.curriculum, dataset.path / PATTERNS)
         self.total_steps = spec.total_steps
         self.tokens_before = self.order.curriculum.tokens_before
         self.train_loss = float("nan")
