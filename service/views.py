@@ -52,7 +52,7 @@ class JobView(View):
     failure: dict[str, Any] | None
     """``{code, detail, pointer, rank, node, step, log_tail}`` of a failed job."""
     result: dict[str, Any] | None
-    """``workers.attempt.Summary`` of a finished training job."""
+    """Of a finished job: ``workers.attempt.Summary`` of training, ``DataSummary`` of data, ``tuning.views.StudySummary``."""
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None

@@ -105,6 +105,19 @@ class ReportAnswer(BaseModel):
     desired: Desired
 
 
+class DataSummary(BaseModel):
+    """The result of a job that prepares data: where it lies, and how much it is."""
+
+    path: str
+    hash: str
+    documents: int
+    """Kept, in training and held-out split."""
+    rows: int
+    """To train on."""
+    tokens: int
+    """To train on."""
+
+
 class Summary(BaseModel):
     """What a finished training run says of itself; the demo's last screen. Losses are nats a token."""
 

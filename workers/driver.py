@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 import ray
 
 from data.errors import MantaError
-from data.manifest import require_rows
+from data.manifest import Manifest, require_rows
 from data.spec import DataSpec, TokenizerSpec
-from workers.attempt import DRIVER_RANK, Order
+from workers.attempt import DRIVER_RANK, DataSummary, Order
 from workers.early import start_workers, worker_resources
 from workers.logs import log_path, logged_to, tail
 from workers.preparation import Stopped, prepared_data
@@ -83,8 +83,17 @@ def _join_cluster(reporter: Reporter) -> None:
 
 def _run(order: Order, reporter: Reporter) -> str:
     spec = TrainSpec.model_validate(order.spec) if order.kind == "train" else None
-    prepared = _prepare(order, spec, reporter)
+    prepared, manifest = _prepare(order, spec, reporter)
     if spec is None:
+        reporter.result(
+            DataSummary(
+                path=str(prepared),
+                hash=manifest.hash,
+                documents=manifest.documents("train") + manifest.documents("held_out"),
+                rows=manifest.rows("train"),
+                tokens=manifest.tokens("train"),
+            )
+        )
         return "succeeded"
     # The workers start while this process imports Ray Train.
     early = start_workers(spec.world_size, worker_resources(spec))
@@ -93,13 +102,13 @@ def _run(order: Order, reporter: Reporter) -> str:
     return run_group(order, spec, prepared, reporter, early).kind
 
 
-def _prepare(order: Order, spec: TrainSpec | None, reporter: Reports) -> Path:
+def _prepare(order: Order, spec: TrainSpec | None, reporter: Reports) -> tuple[Path, Manifest]:
     data = spec.data_pipeline if spec is not None else DataSpec.model_validate(order.spec["data_pipeline"])
     tokenizer = spec.tokenizer if spec is not None else TokenizerSpec.model_validate(order.spec["tokenizer"])
     path, manifest = prepared_data(order, data, tokenizer, reporter, before=lambda: _require_weights(spec))
     if spec is not None:
         require_rows(manifest, spec.training.global_batch_size)
-    return path
+    return path, manifest
 
 
 def _require_weights(spec: TrainSpec | None) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from api.cli.console import Status, chosen_format, fail
+from api.cli.console import CommandError, Status, chosen_format, fail
 from data.errors import MantaError
 
 EPILOG = (
@@ -22,8 +22,30 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except MantaError as error:
             raise typer.Exit(fail(error, chosen_format(ctx))) from error
+        except ValueError as error:
+            if (other := _another_version(error)) is None:
+                raise
+            raise typer.Exit(fail(other, chosen_format(ctx))) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(Status.INTERRUPTED) from error
+
+
+class AnotherVersion(CommandError):
+    """The service answers in a shape that this command does not know."""
+
+    code = "another_version"
+    status = 503
+
+
+def _another_version(error: ValueError) -> AnotherVersion | None:
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError) or not error.title.endswith("View"):
+        return None
+    return AnotherVersion(
+        "the service that runs is of another version than this command (what was asked for may be done);"
+        " `manta down` and `manta up` start this one"
+    )
 
 
 app = typer.Typer(

@@ -92,9 +92,11 @@ def _print_end(job: "JobView") -> None:
         stdout().print(pages.failure_text(job.failure))
     elif job.kind == "tune":
         stderr().print(f"`manta tune show {job.name}` shows what was found.", markup=False)
-    elif job.result:
+    elif job.result and job.kind == "train":
         stdout().print(pages.result_table(job.result))
     elif job.kind == "data" and job.state == "succeeded":
+        if job.result:  # a job of an earlier version has none
+            stdout().print(pages.data_table(job.result))
         stderr().print(f"`manta data report {job.name}` shows what became of the documents.", markup=False)
 
 

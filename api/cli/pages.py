@@ -241,6 +241,15 @@ def failure_text(failure: dict[str, Any]) -> RenderableType:
     return Group(*lines)
 
 
+def data_table(result: dict[str, Any]) -> RenderableType:
+    """Where a prepared data set lies, and how much it is (``workers.attempt.DataSummary``)."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("path", Text(str(result["path"]), overflow="fold"))
+    for name in ("documents", "rows", "tokens"):
+        grid.add_row(name, count(result[name]))
+    return grid
+
+
 def result_table(result: dict[str, Any]) -> RenderableType:
     """The figures that a finished training run ends with (``workers.attempt.Summary``)."""
     grid = Table.grid(padding=(0, 2))
@@ -324,6 +333,8 @@ def job_page(
         parts += _section("Checkpoints", checkpoints_table(checkpoints))
     if job.result and job.kind == "tune":
         parts += _section("Result", Text(f"`manta tune show {job.name}` shows what was found.", "dim"))
+    elif job.result and job.kind == "data":
+        parts += _section("Data set", data_table(job.result))
     elif job.result:
         parts += _section("Result", result_table(job.result))
         if job.result.get("samples"):

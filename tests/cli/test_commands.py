@@ -171,8 +171,11 @@ def test_a_failed_job_s_watch_ends_with_what_went_wrong(service: FakeService, jo
 def test_the_watch_of_a_data_job_ends_with_how_to_see_its_data(
     kind: str, state: str, told: bool, service: FakeService, job: Callable[..., JobView]
 ) -> None:
-    service.add(job(id="abc", name="texts", kind=kind, state=state))
-    assert ("`manta data report texts` shows" in manta("watch", "abc").stderr) == told
+    result = {"path": "/data/0a1b", "hash": "0a1b", "documents": 2048, "rows": 40, "tokens": 12_000}
+    service.add(job(id="abc", name="texts", kind=kind, state=state, result=result if kind == "data" and told else None))
+    ended = manta("watch", "abc")
+    assert ("/data/0a1b" in ended.stdout) == told
+    assert ("`manta data report texts` shows" in ended.stderr) == told
 
 
 def test_ctrl_c_leaves_a_watched_job_alone(service: FakeService, job: Callable[..., JobView], monkeypatch: Any) -> None:
@@ -239,6 +242,17 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("error", "status"), ERRORS, ids=lambda value: getattr(value, "code", None))
+def test_a_service_of_another_version_is_one_screen(
+    service: FakeService, job: Callable[..., JobView], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.add(job(id="abc", name="texts"))
+    monkeypatch.setattr(service, "get", lambda _: JobView.model_validate({"id": "abc"}))
+    ended = manta("watch", "abc")
+    assert ended.exit_code == 4
+    assert "another version" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_what_the_service_refuses_ends_with_its_reason(
     error: Exception, status: int, service: FakeService, job: Callable[..., JobView]
 ) -> None:

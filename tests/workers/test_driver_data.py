@@ -68,17 +68,21 @@ def order(tmp_path: Path, spec: TrainSpec, attempt: int) -> Order:
     )
 
 
+def prepared_path(order: Order, spec: TrainSpec | None, reporter: Listener) -> Path:
+    return _prepare(order, spec, reporter)[0]
+
+
 def test_a_later_attempt_goes_on_though_the_sources_are_gone(tmp_path: Path, spec: TrainSpec) -> None:
-    first = _prepare(order(tmp_path, spec, 1), spec, Listener())
+    first = prepared_path(order(tmp_path, spec, 1), spec, Listener())
     (tmp_path / "text.jsonl").unlink()
     later = Listener()
-    assert _prepare(order(tmp_path, spec, 2), spec, later) == first
+    assert prepared_path(order(tmp_path, spec, 2), spec, later) == first
     assert later.reused()
 
 
 @pytest.mark.parametrize("loss", ["data set", "manifest", "another data set"])
 def test_what_is_no_longer_there_is_prepared_again(tmp_path: Path, spec: TrainSpec, loss: str) -> None:
-    first = _prepare(order(tmp_path, spec, 1), spec, Listener())
+    first = prepared_path(order(tmp_path, spec, 1), spec, Listener())
     if loss == "another data set":
         (tmp_path / "job" / PREPARED).write_text(json.dumps({"path": str(first), "hash": "another"}))
     elif loss == "manifest":
@@ -87,7 +91,7 @@ def test_what_is_no_longer_there_is_prepared_again(tmp_path: Path, spec: TrainSp
         (tmp_path / "job" / PREPARED).write_text(json.dumps({"path": str(first.with_name("torn")), "hash": first.name}))
     else:
         shutil.rmtree(first)
-    assert _prepare(order(tmp_path, spec, 2), spec, Listener()) == first
+    assert prepared_path(order(tmp_path, spec, 2), spec, Listener()) == first
     assert json.loads((tmp_path / "job" / PREPARED).read_text()) == {"path": str(first), "hash": first.name}
 
 
@@ -95,18 +99,18 @@ def test_a_preparation_that_was_paused_leaves_no_record(tmp_path: Path, spec: Tr
     paused = Listener()
     paused.stale = True
     with pytest.raises(Stopped):
-        _prepare(order(tmp_path, spec, 1), spec, paused)
+        prepared_path(order(tmp_path, spec, 1), spec, paused)
     assert not (tmp_path / "job" / PREPARED).exists()
 
 
 def test_a_preparation_that_waits_for_another_says_so_and_can_be_paused(tmp_path: Path, spec: TrainSpec) -> None:
-    name = _prepare(order(tmp_path / "elsewhere", spec, 1), spec, Listener()).name
+    name = prepared_path(order(tmp_path / "elsewhere", spec, 1), spec, Listener()).name
     waiting = Listener()
     with locked(tmp_path / "prepared" / f".{name}.lock", lambda: None), pytest.raises(Stopped) as stopped:
-        _prepare(order(tmp_path, spec, 1), spec, waiting)
+        prepared_path(order(tmp_path, spec, 1), spec, waiting)
     assert waiting.events == ["waiting_for_data"]
     assert stopped.value.outcome == "paused"
-    assert _prepare(order(tmp_path, spec, 2), spec, Listener()).name == name
+    assert prepared_path(order(tmp_path, spec, 2), spec, Listener()).name == name
 
 
 def _data_order(tmp_path: Path, spec: TrainSpec, attempt: int = 1) -> Order:
@@ -115,11 +119,11 @@ def _data_order(tmp_path: Path, spec: TrainSpec, attempt: int = 1) -> Order:
 
 
 def test_a_job_of_data_alone_prepares_what_a_training_job_of_the_same_data_then_uses(tmp_path: Path, spec: TrainSpec) -> None:
-    first = _prepare(_data_order(tmp_path, spec), None, Listener())
+    first = prepared_path(_data_order(tmp_path, spec), None, Listener())
     later = Listener()
     training = order(tmp_path, spec, 1).model_copy(update={"job_dir": tmp_path / "other"})
     training.job_dir.mkdir()
-    assert _prepare(training, spec, later) == first
+    assert prepared_path(training, spec, later) == first
     assert [phase for phase, reused in later.phases if reused] == [Phase.DOCUMENTS, Phase.TOKENIZER, Phase.SHARDS]
 
 
@@ -134,27 +138,27 @@ def test_a_job_of_data_alone_is_stopped_between_two_tasks_and_goes_on(
                 self.desired = desired
 
     with pytest.raises(Stopped) as stopped:
-        _prepare(_data_order(tmp_path, spec), None, Stops())
+        prepared_path(_data_order(tmp_path, spec), None, Stops())
     assert stopped.value.outcome == outcome
     [part] = (tmp_path / "prepared").glob(".cleaned/documents-*.arrow")
     before = part.stat().st_mtime_ns
     with pytest.raises(Stopped):
-        _prepare(_data_order(tmp_path, spec, 2), None, Stops())
+        prepared_path(_data_order(tmp_path, spec, 2), None, Stops())
     assert part.stat().st_mtime_ns == before
-    assert (_prepare(_data_order(tmp_path, spec, 3), None, Listener()) / "report.json").is_file()
+    assert (prepared_path(_data_order(tmp_path, spec, 3), None, Listener()) / "report.json").is_file()
 
 
 def test_what_is_wrong_with_a_job_of_data_alone_points_into_its_spec(tmp_path: Path, spec: TrainSpec) -> None:
     (tmp_path / "text.jsonl").write_text('{"text": "one document alone is too few, however long it may be"}\n')
     with pytest.raises(NotEnoughData, match="only one document is left") as failure:
-        _prepare(_data_order(tmp_path, spec), None, Listener())
+        prepared_path(_data_order(tmp_path, spec), None, Listener())
     assert failure.value.pointer == "/data_pipeline/sources/0/path"
 
 
 def test_too_little_text_for_one_batch_is_known_before_any_worker_starts(tmp_path: Path, spec: TrainSpec) -> None:
     training = spec.training.model_copy(update={"global_batch_size": 100_000})
     with pytest.raises(NotEnoughData, match="fewer than one global batch") as failure:
-        _prepare(order(tmp_path, spec, 1), spec.model_copy(update={"training": training}), Listener())
+        prepared_path(order(tmp_path, spec, 1), spec.model_copy(update={"training": training}), Listener())
     assert isinstance(failure.value, MantaError)
     assert failure.value.pointer == "/training/global_batch_size"
 
@@ -162,6 +166,6 @@ def test_too_little_text_for_one_batch_is_known_before_any_worker_starts(tmp_pat
 def test_weights_that_cannot_be_begun_with_are_refused_before_the_data_costs_anything(tmp_path: Path, spec: TrainSpec) -> None:
     listener = Listener()
     with pytest.raises(MantaError, match="is no directory; init_from names one") as failure:
-        _prepare(order(tmp_path, spec, 1), spec.model_copy(update={"init_from": str(tmp_path / "nowhere")}), listener)
+        prepared_path(order(tmp_path, spec, 1), spec.model_copy(update={"init_from": str(tmp_path / "nowhere")}), listener)
     assert failure.value.pointer == "/init_from"
     assert listener.phases == []
