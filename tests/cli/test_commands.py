@@ -241,7 +241,6 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("error", "status"), ERRORS, ids=lambda value: getattr(value, "code", None))
 def test_a_service_of_another_version_is_one_screen(
     service: FakeService, job: Callable[..., JobView], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +252,7 @@ def test_a_service_of_another_version_is_one_screen(
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(("error", "status"), ERRORS, ids=lambda value: getattr(value, "code", None))
 def test_what_the_service_refuses_ends_with_its_reason(
     error: Exception, status: int, service: FakeService, job: Callable[..., JobView]
 ) -> None:
