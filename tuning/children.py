@@ -154,7 +154,7 @@ class ChildTrials:
             try:
                 self._poll()
             except NotNow as error:
-                logger.info("the jobs of trials are asked for again: %s", error)
+                logger.debug("the jobs of trials are asked for again: %s", error)
             told = self._told()
         if not told:
             self._pause(timeout)

@@ -184,6 +184,8 @@ def test_every_route_asks_for_the_token(start: Start, header: dict[str, str]) ->
     for path in ("/jobs", "/jobs/x", "/jobs/x/logs", "/jobs/x/metrics/stream"):
         problem(manta.http.get(path, headers=header), 401, "unauthorized")
     problem(manta.http.post("/jobs", json={"name": "x"}, headers=header), 401, "unauthorized")
+    if "Bearer" not in header.get("Authorization", ""):
+        problem(manta.http.put("/jobs/x/attempts/1/children/0", json={}, headers=header), 401, "unauthorized")
     refused = httpx.get(f"{manta.url}/metrics", headers=header)
     problem(refused, 401, "unauthorized")
     assert refused.headers["www-authenticate"] == "Bearer"
