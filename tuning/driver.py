@@ -12,6 +12,7 @@ from tuning.children import ChildrenApi, ChildTrials
 from tuning.journal import KnownJournal, ReportedJournal, read_lines
 from tuning.loop import Loop
 from tuning.pool import ActorTrials
+from tuning.population_loop import PopulationLoop
 from tuning.spec import StudySpec
 from tuning.study import Study
 from tuning.summary import summary
@@ -44,7 +45,10 @@ def run_study(order: Order, reporter: Reporter) -> str:
         reporter.phase(Phase.TRIALS, ended, spec.budget.trials, "trials")
 
     try:
-        Loop(study, trials, pulse, time.monotonic).run()
+        if spec.scheduler.type == "pbt" and isinstance(trials, ActorTrials):
+            PopulationLoop(study, trials, pulse, time.monotonic).run()
+        else:
+            Loop(study, trials, pulse, time.monotonic).run()
     finally:
         trials.close()
     reporter.result(summary(study))

@@ -14,7 +14,7 @@ from data.errors import MantaError
 from tuning.ask import next_point
 from tuning.samplers import Exhausted
 from tuning.scheduler import should_stop
-from tuning.spec import NoScheduler
+from tuning.spec import AshaScheduler, HyperbandScheduler
 from tuning.study import RETRIES, Study
 from tuning.trials import Assignment, Ended, Measured, Trials
 
@@ -88,8 +88,11 @@ class Loop:
                 except Exhausted:
                     self._exhausted = True
                     return
-            self._here.add(number)
-            self._trials.begin(Assignment(number, self._study.space.document(self._study.point(number))))
+            self._start(number)
+
+    def _start(self, number: int, until: int | None = None) -> None:
+        self._here.add(number)
+        self._trials.begin(Assignment(number, self._study.space.document(self._study.point(number)), until))
 
     def _seconds(self) -> float:
         """Of the study's time; noted now and then, so that little of it is lost with a driver."""
@@ -117,7 +120,7 @@ class Loop:
     def _against(self, number: int, step: int) -> str | None:
         """Why a trial that has measured at ``step`` is to stop."""
         spec = self._study.spec
-        if isinstance(spec.scheduler, NoScheduler):
+        if not isinstance(spec.scheduler, AshaScheduler | HyperbandScheduler):
             return None
         curves = [trial.intermediate_values for trial in self._study.trials]
         total, minimize = self._study.total_steps(number), spec.objectives[0].direction == "minimize"
@@ -125,7 +128,7 @@ class Loop:
 
     def _ended(self, news: Ended) -> None:
         self._here.discard(news.number)
-        if news.outcome == "stopped":
+        if news.outcome in ("stopped", "paused"):
             return
         if news.outcome == "failed":
             self._failed(news)

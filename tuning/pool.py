@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from tuning.trials import Assignment, Ended, News
+from tuning.trials import Assignment, Ended, ForkFailed, News
 from tuning.worker import TrialRun, TrialWorker
 from workers.spec import TrainSpec
 
@@ -61,6 +61,7 @@ class ActorTrials:
             prepared=str(self._prepared(job)),
             directory=str(trial_directory(self._job_dir, assignment.number)),
             begun=(self._attempt << 32) + self._begun,
+            until=assignment.until,
         )
         if slot.worker is None:
             slot.worker = self._actor.remote(str(self._job_dir), self._attempt, slot.place)
@@ -69,6 +70,16 @@ class ActorTrials:
     def answer(self, number: int, go_on: bool) -> None:
         slot = next(slot for slot in self._slots if slot.number == number)
         slot.call = slot.worker.answer.remote(go_on)
+
+    def fork(self, parent: int, child: int, step: int) -> None:
+        from workers.checkpoint_files import copy_checkpoint  # imports torch
+
+        source, target = (trial_directory(self._job_dir, number) / "checkpoints" for number in (parent, child))
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            copy_checkpoint(source / f"step-{step:08d}", target)
+        except OSError as error:
+            raise ForkFailed(f"the checkpoint of trial {parent} at step {step} cannot be copied: {error}") from error
 
     def news(self, timeout: float) -> Sequence[News]:
         calls = {slot.call: slot for slot in self._slots if slot.call is not None}

@@ -39,7 +39,7 @@ Sampler = Callable[[Sequence[FrozenTrial], int, int], Suggestion]
 """(trials, number of the trial to begin, attempt at it) -> suggestion."""
 
 
-def seed_of(*parts: int) -> int:
+def seed_of(*parts: int | str) -> int:
     """31 bits, which every generator takes."""
     return xxhash.xxh64_intdigest("/".join(map(str, parts)).encode()) & 0x7FFFFFFF
 
@@ -156,11 +156,11 @@ def _quasi_random(space: Space, seed: int, index: int) -> Point:
     point: Point = {}
     for (path, parameter), u in zip(space.parameters.items(), unit.tolist(), strict=True):
         if space.applies(path, point):
-            point[path] = _at(parameter, u)
+            point[path] = at_quantile(parameter, u)
     return point
 
 
-def _at(parameter: Parameter, u: float) -> Any:
+def at_quantile(parameter: Parameter, u: float) -> Any:
     """The value at a quantile of a parameter's range, 0 <= u < 1."""
     if isinstance(parameter, ChoiceParameter):
         return parameter.choices[int(u * len(parameter.choices))]
@@ -177,6 +177,8 @@ def _at(parameter: Parameter, u: float) -> Any:
 
 def choose(spec: StudySpec, space: Space) -> tuple[SamplerName, str]:
     """The sampler that ``auto`` stands for, and why."""
+    if spec.scheduler.type == "pbt":
+        return "qmc", "a population begins spread evenly"
     if spec.budget.trials is not None and spec.budget.trials <= 5:
         return "qmc", f"{spec.budget.trials} trials are too few to fit a model"
     return "gp", "a Gaussian process learns most from a trial"

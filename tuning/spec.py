@@ -16,10 +16,11 @@ from pydantic import (
 )
 
 from data.spec_base import Misfit, Seed, Spec
+from tuning.changeable import CHANGEABLE, may_change
 from tuning.expressions import Expression
 from tuning.parameters import ChoiceParameter, Parameter, alternatives, parents_first, same
 from tuning.paths import Path, put
-from workers.spec import TrainSpec
+from workers.spec import TrainingSpec, TrainSpec
 
 
 class Objective(Spec):
@@ -85,7 +86,28 @@ class HyperbandScheduler(Spec):
     reduction_factor: int = Field(default=3, ge=2)
 
 
-Scheduler = Annotated[NoScheduler | AshaScheduler | HyperbandScheduler, Field(discriminator="type")]
+class PopulationScheduler(Spec):
+    """Population-based training (arXiv 1711.09846): all members train to the end; every ``interval`` steps the worst go on with
+    the weights and optimizer of the best, and other values near theirs. Only fields that may change in the middle of a run
+    are searched."""
+
+    type: Literal["pbt"] = "pbt"
+    population: int = Field(default=8, ge=2)
+    interval: int = Field(ge=1)
+    """Optimizer steps between exploits, which are at the first evaluation at or after each multiple of it."""
+    quantile: float = Field(default=0.25, gt=0, le=0.5)
+    """This share of the members, at least one, copies; as many may be copied."""
+    resample_probability: float = Field(default=0.25, ge=0, le=1)
+    """With which a copied value is drawn anew from its range; else a number is multiplied by 0.8 or 1.2, and of choices a
+    neighbour is taken."""
+
+    def exploit_steps(self, training: TrainingSpec, total_steps: int) -> list[int]:
+        every = training.eval_interval or total_steps
+        steps = (-(-multiple // every) * every for multiple in range(self.interval, total_steps, self.interval))
+        return [step for step in dict.fromkeys(steps) if step < total_steps]
+
+
+Scheduler = Annotated[NoScheduler | AshaScheduler | HyperbandScheduler | PopulationScheduler, Field(discriminator="type")]
 
 
 class Budget(Spec):
@@ -211,10 +233,36 @@ class StudySpec(Spec):
                 raise Misfit(f"{self.scheduler.type} compares trials by one objective", "scheduler", "objectives")
             if self.base.training.eval_interval is None and "training.eval_interval" not in self.space:
                 raise Misfit(
-                    f"{self.scheduler.type} stops trials by their held-out loss; set training.eval_interval",
+                    f"{self.scheduler.type} compares trials by their held-out loss; set training.eval_interval",
                     "base.training.eval_interval",
                     "scheduler",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _population_fits(self) -> Self:
+        if not isinstance(self.scheduler, PopulationScheduler):
+            return self
+        if self.trials_are_jobs:
+            where = ("trials", "base.parallel_strategy.data_parallel")
+            raise Misfit("the members of a population train inside the study, on one worker each, and not as jobs", *where)
+        for path in self.space:
+            if not may_change(path):
+                known = ", ".join(CHANGEABLE)
+                raise Misfit(f"{path} cannot change in the middle of a run, as pbt has it; these can: {known}", ("space", path))
+        if self.sampler.type not in ("auto", "qmc", "random"):
+            raise Misfit(
+                f"a population begins before {self.sampler.type} knows anything; choose auto, qmc or random", "sampler"
+            )
+        if self.budget.trials is not None and self.budget.trials < self.scheduler.population:
+            detail = (
+                f"a population of {self.scheduler.population} needs as many trials, and the budget has {self.budget.trials}"
+            )
+            raise Misfit(detail, "budget.trials", "scheduler.population")
+        training, total = self.base.training, self.base.total_steps
+        if not self.scheduler.exploit_steps(training, total):
+            detail = f"no evaluation (every {training.eval_interval} steps) lies between step {self.scheduler.interval} and the"
+            raise Misfit(f"{detail} end at {total}: nothing would be exploited", "scheduler.interval")
         return self
 
 

@@ -19,10 +19,11 @@ NAME = "study"
 """Of the only study in its journal."""
 
 REASON, RETRIES, SAMPLER, METRICS, ORIGIN = "reason", "retries", "sampler", "metrics", "origin"
-"""User attributes of a trial."""
+PLACE, PARENT, AT_STEP = "place", "parent", "at_step"
+"""User attributes of a trial; the last three of a population's members: where in it, and with whose weights of which step."""
 
-SECONDS = "seconds"
-"""User attribute of the study: how long its driver has worked at it."""
+SECONDS, EXPLOITED = "seconds", "exploited"
+"""User attributes of the study: how long its driver has worked at it, and the last exploit step that is decided."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -90,9 +91,8 @@ class Study:
 
     def steps_taken(self, trial: FrozenTrial) -> int:
         """Optimizer steps that a trial has cost, as far as it was measured."""
-        if trial.state is TrialState.COMPLETE:
-            return self.total_steps(trial.number)
-        return trial.last_step or 0
+        last = self.total_steps(trial.number) if trial.state is TrialState.COMPLETE else trial.last_step
+        return max((last or 0) - born_at(trial), 0)
 
     @property
     def seconds_spent(self) -> float:
@@ -110,14 +110,28 @@ class Study:
             or (budget.seconds is not None and seconds >= budget.seconds)
         )
 
-    def begin(self, suggestion: Suggestion) -> int:
+    @property
+    def exploited_until(self) -> int:
+        """The last step at which it is decided who takes over from whom; 0 before the first."""
+        return int(self._storage.get_study_user_attrs(self._id).get(EXPLOITED, 0))
+
+    def exploited(self, step: int) -> None:
+        self._storage.set_study_user_attr(self._id, EXPLOITED, step)
+
+    def lineage(self, number: int) -> list[tuple[int, Point]]:
+        """The points that a trial's weights were trained with, each from its step on."""
+        trial = self.trial(number)
+        before = self.lineage(trial.user_attrs[PARENT]) if PARENT in trial.user_attrs else []
+        return [*before, (born_at(trial), self.point(number))]
+
+    def begin(self, suggestion: Suggestion, attributes: Mapping[str, Any] | None = None) -> int:
         """A new trial, as one entry: it is there whole or not at all. Returns its number."""
         number = len(self.trials)
         trial = create_trial(
             state=TrialState.RUNNING,
             params=self.space.encode(suggestion.point),
             distributions={path: self.space.distributions[path] for path in suggestion.point},
-            user_attrs={SAMPLER: suggestion.sampler},
+            user_attrs={SAMPLER: suggestion.sampler, **(attributes or {})},
             system_attrs=dict(suggestion.system),
         )
         trial.datetime_start = datetime.now()
@@ -165,6 +179,11 @@ class Study:
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+
+def born_at(trial: FrozenTrial) -> int:
+    """The optimizer step from which a trial trains."""
+    return int(trial.user_attrs.get(AT_STEP, 0))
 
 
 def standing(trial: FrozenTrial) -> Standing:

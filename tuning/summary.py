@@ -5,7 +5,7 @@ from datetime import datetime
 from optuna.trial import FrozenTrial
 
 from tuning.samplers import choose
-from tuning.study import METRICS, REASON, RETRIES, SAMPLER, Study, standing
+from tuning.study import METRICS, PARENT, PLACE, REASON, RETRIES, SAMPLER, Study, born_at, standing
 from tuning.views import StudySummary, TrialView
 
 
@@ -22,6 +22,9 @@ def trial_view(study: Study, trial: FrozenTrial) -> TrialView:
         steps=study.steps_taken(trial),
         total_steps=study.total_steps(trial.number),
         sampler=trial.user_attrs[SAMPLER],
+        parent=trial.user_attrs.get(PARENT),
+        at_step=born_at(trial),
+        lineage=study.lineage(trial.number) if study.spec.scheduler.type == "pbt" else [],
         reason=trial.user_attrs.get(REASON),
         retries=trial.user_attrs.get(RETRIES, 0),
         metrics=trial.user_attrs.get(METRICS, {}),
@@ -31,7 +34,7 @@ def trial_view(study: Study, trial: FrozenTrial) -> TrialView:
 
 
 def summary(study: Study) -> StudySummary:
-    pruned = [trial for trial in study.own if standing(trial) == "pruned"]
+    pruned = [trial for trial in study.own if standing(trial) == "pruned" and PLACE not in trial.user_attrs]
     sampler, reason = study.spec.sampler.type, "as the study asks"
     if sampler == "auto":
         sampler, reason = choose(study.spec, study.space)

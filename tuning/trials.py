@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
+
+from data.errors import MantaError
 
 
 @dataclass(frozen=True)
@@ -12,6 +14,8 @@ class Assignment:
     number: int
     job: dict[str, Any]
     """A training job, as a user would write it."""
+    until: int | None = None
+    """An optimizer step, of an evaluation, at which it ends as ``paused``: saved there, to be begun again."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial trains no longer. ``stopped``: it was asked to."""
+    """A trial trains no longer. ``stopped``: it was asked to; ``paused``: it is where its assignment ends."""
 
     number: int
-    outcome: Literal["succeeded", "stopped", "failed"]
+    outcome: Literal["succeeded", "stopped", "failed", "paused"]
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The last value of each, when it succeeded."""
     code: str = ""
@@ -57,3 +61,21 @@ class Trials(Protocol):
 
     def close(self) -> None:
         """Let go of all trials; begun again, by another attempt, they go on from what they have done."""
+
+
+class PopulationTrials(Trials, Protocol):
+    """Trials that pause, and that others may begin from."""
+
+    def fork(self, parent: int, child: int, step: int) -> None:
+        """Let trial ``child`` begin where ``parent`` paused: at ``step``, with its weights and optimizer. Twice is as once.
+
+        Raises:
+            ForkFailed.
+        """
+
+
+class ForkFailed(MantaError):
+    """What a trial is to begin from is gone, or cannot be copied."""
+
+    code: ClassVar[str] = "fork_failed"
+    status: ClassVar[int] = 409

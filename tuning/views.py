@@ -23,6 +23,12 @@ class TrialView(BaseModel):
     total_steps: int
     sampler: str
     """What its point is from; ``base`` and ``points`` are the study's own."""
+    parent: int | None
+    """The trial whose weights it began with, in a population."""
+    at_step: int
+    """The optimizer step that it began at."""
+    lineage: list[tuple[int, dict[str, Any]]]
+    """In a population: the points that its weights were trained with, each from its optimizer step on."""
     reason: str | None
     """Why it was stopped, or failed."""
     retries: int
@@ -39,7 +45,7 @@ class StudySummary(BaseModel):
     steps: int
     """Optimizer steps of all trials."""
     steps_saved: int
-    """What stopped trials would have cost more."""
+    """What stopped trials would have cost more; nothing in a population, where others train on in their places."""
     seconds: float
     sampler: str
     sampler_reason: str

@@ -14,7 +14,7 @@ from typing import Any
 
 from data.errors import MantaError
 from tuning.trials import Ended, Measured, News
-from workers.attempt import ReportKind
+from workers.attempt import Desired, ReportKind
 from workers.logs import log_path, logged_to
 from workers.reporter import NullReporter
 from workers.spec import TrainSpec
@@ -32,6 +32,8 @@ class TrialRun:
     directory: str
     """Of the trial: ``checkpoints/``."""
     begun: int
+    until: int | None = None
+    """As in ``Assignment``."""
 
 
 class _Stop(BaseException):
@@ -41,8 +43,8 @@ class _Stop(BaseException):
 class _TrialReporter(NullReporter):
     """Hands measurements over and waits for what is said to them."""
 
-    def __init__(self, number: int, total_steps: int, news: "queue.Queue[News]") -> None:
-        self._number, self._total_steps, self._news = number, total_steps, news
+    def __init__(self, number: int, total_steps: int, until: int | None, news: "queue.Queue[News]") -> None:
+        self._number, self._total_steps, self._until, self._news = number, total_steps, until, news
         self._answers: queue.Queue[bool] = queue.Queue(1)
         self.metrics_so_far: dict[str, float] = {}
         self.last_step = 0
@@ -51,6 +53,8 @@ class _TrialReporter(NullReporter):
         self._answers.put(go_on)
 
     def _report(self, kind: ReportKind, data: dict[str, Any]) -> None:
+        if kind == "heartbeat" and data["step"] == self._until:
+            self.desired = Desired.PAUSED  # heard after the step's evaluation
         if kind != "metrics":
             return
         self.last_step = data["step"]
@@ -74,7 +78,7 @@ class TrialWorker:
 
     def begin(self, run: TrialRun) -> News:
         spec = TrainSpec.model_validate(run.job)
-        self._reporter = _TrialReporter(run.number, spec.total_steps, self._news)
+        self._reporter = _TrialReporter(run.number, spec.total_steps, run.until, self._news)
         threading.Thread(target=self._train, args=(run, spec, self._reporter), name=f"trial-{run.number}", daemon=True).start()
         return self._news.get()
 
@@ -101,11 +105,12 @@ def _outcome(run: TrialRun, spec: TrainSpec, reporter: _TrialReporter) -> Ended:
         logger.exception("trial %d failed at step %d", run.number, reporter.last_step)
         reason = f"at step {reporter.last_step + 1}: {type(error).__name__}: {error}"
         return Ended(run.number, "failed", code="worker_failed", reason=reason, retry=True)
-    return Ended(run.number, "succeeded", metrics)
+    return Ended(run.number, "paused") if metrics is None else Ended(run.number, "succeeded", metrics)
 
 
-def train_trial(run: TrialRun, spec: TrainSpec, reporter: _TrialReporter) -> dict[str, float]:
-    """The trial's figures: the last value of each metric, ``seconds`` and ``memory_bytes`` (of one device, as planned)."""
+def train_trial(run: TrialRun, spec: TrainSpec, reporter: _TrialReporter) -> dict[str, float] | None:
+    """The trial's figures: the last value of each metric, ``seconds`` and ``memory_bytes`` (of one device, as planned). None:
+    it is paused, at ``run.until``."""
     from data.dataset import PackedDataset
     from workers.checkpoint import CheckpointStore
     from workers.loop import train
@@ -116,10 +121,13 @@ def train_trial(run: TrialRun, spec: TrainSpec, reporter: _TrialReporter) -> dic
         Path(run.directory) / "checkpoints", spec.checkpoint.keep_last, spec.checkpoint.asynchronous, attempt=run.begun
     )
     try:
+        if run.until is not None and (newest := checkpoints.latest()) is not None and newest.step >= run.until:
+            return None
         outcome = train(spec, Membership(), PackedDataset.open(Path(run.prepared)), checkpoints, reporter)
     finally:
         checkpoints.close()
-    assert outcome.summary is not None, "nobody asks a trial to pause"
+    if outcome.summary is None:
+        return None
     figures = outcome.summary.model_dump(include={"eval_loss", "train_loss", "tokens_per_second", "seconds", "mfu"})
     known = {name: float(value) for name, value in figures.items() if value is not None}
     return {**reporter.metrics_so_far, **known, "memory_bytes": float(plan(spec).memory.total)}

@@ -91,7 +91,7 @@ def trials_table(trials: Sequence[TrialView]) -> Table:
             f"{trial.steps}/{trial.total_steps}",
             "  ".join(f"{value:.5g}" for value in values),
             spark([trial.curve[step] for step in sorted(trial.curve)]),
-            trial.sampler,
+            trial.sampler if trial.parent is None else f"trial {trial.parent} at {trial.at_step}",
             took,
             Text(point_text(trial.point)),
             Text(trial.reason or ""),

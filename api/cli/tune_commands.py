@@ -86,7 +86,8 @@ def apply(
     file: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The training job to write into; comments stay.")],
     trial: Trial = None,
 ) -> None:
-    """Write the best point into a training job. A file that is not there is made, from the study's base."""
+    """Write the best point into a training job. A file that is not there is made, from the study's base. Of a population, that
+    is the last point of a schedule."""
     from api.cli.apply import write_point
 
     client, job = _found(context, study)
@@ -94,6 +95,13 @@ def apply(
     write_point(file, chosen.point, client.trial_job(job.id, chosen.number), name=job.name)
     values = ", ".join(f"{name} {value:.5g}" for name, value in chosen.values.items())
     stderr().print(f"{file} has the point of trial {chosen.number} of {job.name} ({values}).", markup=False)
+    if len(chosen.lineage) > 1:
+        steps = ", ".join(str(step) for step, _ in chosen.lineage[1:])
+        stderr().print(
+            f"It is the last of a schedule: the trial's weights were trained with other points before, which changed at step"
+            f" {steps}. `manta tune trials {job.name} -o json` has them as its lineage.",
+            markup=False,
+        )
 
 
 @tune.command()

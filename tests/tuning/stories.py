@@ -4,9 +4,11 @@ from typing import Any
 
 from optuna.storages import JournalStorage
 
+from tests.tuning.fake_population import Disk, FakePopulation
 from tests.tuning.fakes import FakeTrials, Recorder
 from tuning.journal import ReportedJournal
 from tuning.loop import Loop
+from tuning.population_loop import PopulationLoop
 from tuning.spec import StudySpec
 from tuning.study import Study
 
@@ -14,6 +16,19 @@ SPACE = {
     "training.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
     "training.optimizer": {"type": "choice", "choices": ["adamw", "muon"]},
 }
+
+
+def told_of_a_population() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(job of kind tune, journal): four members that are compared five times."""
+    given: dict[str, Any] = {
+        "base": {"training": {"steps": 60, "eval_interval": 10}},
+        "space": {"training.learning_rate": {"type": "float", "low": 1e-4, "high": 1.0, "log": True}},
+        "scheduler": {"type": "pbt", "population": 4, "interval": 10},
+    }
+    recorder = Recorder()
+    study = Study(StudySpec.model_validate(given), JournalStorage(ReportedJournal([], recorder)))
+    PopulationLoop(study, FakePopulation(Disk()), pulse=lambda: None, clock=lambda: 0.0).run()
+    return {"kind": "tune", "name": "population", **given}, recorder.lines
 
 
 def told(**fields: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages import JournalStorage
 
 from tests.workers.conftest import tiny_data as tiny_data
+from tuning.journal import KnownJournal
 from tuning.pool import ActorTrials, trial_directory
-from tuning.trials import Assignment, Ended, Measured, News
+from tuning.population_loop import PopulationLoop
+from tuning.spec import StudySpec
+from tuning.study import Study
+from tuning.trials import Assignment, Ended, ForkFailed, Measured, News
 
 pytestmark = pytest.mark.cluster
 
@@ -107,3 +112,61 @@ def test_a_trial_whose_worker_is_killed_may_be_run_again_and_goes_on_from_its_ch
     first = heard(trials)
     assert isinstance(first, Measured)
     assert first.step == 6
+
+
+def paused(trials: ActorTrials, number: int, recipe: dict[str, Any]) -> Measured:
+    """Its measurement at step 2, where it is saved and leaves its slot."""
+    trials.begin(Assignment(number, recipe, until=2))
+    measured = heard(trials)
+    assert isinstance(measured, Measured)
+    trials.answer(number, go_on=True)
+    assert heard(trials) == Ended(number, "paused")
+    assert trials.free == 1
+    return measured
+
+
+def test_a_trial_goes_on_from_anothers_weights_and_optimizer_with_values_of_its_own(
+    trials: ActorTrials, tmp_path: Path
+) -> None:
+    recipe = job(learning_rate=2e-2, warmup_steps=0)
+    trials.begin(Assignment(0, recipe))
+    undisturbed = [news.metrics["eval_loss"] for news in to_the_end(trials) if isinstance(news, Measured | Ended)]
+    parent = paused(trials, 1, recipe)
+    assert parent.metrics["eval_loss"] == undisturbed[0]
+    trials.begin(Assignment(1, recipe, until=2))
+    assert heard(trials) == Ended(1, "paused"), "it is there"
+    for child in (2, 3):
+        trials.fork(1, child, 2)
+        trials.fork(1, child, 2)
+
+    trials.begin(Assignment(2, recipe))
+    same = to_the_end(trials)
+    assert [news.metrics["eval_loss"] for news in same if isinstance(news, Measured | Ended)] == undisturbed[1:]
+    trials.begin(Assignment(3, job(learning_rate=1e-5, warmup_steps=0)))
+    first = heard(trials)
+    assert isinstance(first, Measured)
+    assert first.step == 4
+    assert first.metrics["learning_rate"] < 1e-5
+    assert first.metrics["eval_loss"] == pytest.approx(parent.metrics["eval_loss"], abs=2e-3), "its weights hardly move"
+    assert abs(undisturbed[1] - undisturbed[0]) > 2e-2
+    with pytest.raises(ForkFailed, match="checkpoint of trial 1 at step 4"):
+        trials.fork(1, 4, 4)
+
+
+def test_a_population_trains_in_turn_to_its_end(trials: ActorTrials, tmp_path: Path) -> None:
+    given = {
+        "base": job(steps=6, warmup_steps=0),
+        "space": {"training.learning_rate": {"type": "float", "low": 1e-6, "high": 3e-2, "log": True}},
+        "points": [{"training.learning_rate": 1e-6}],
+        "scheduler": {"type": "pbt", "population": 2, "interval": 2, "resample_probability": 0.0},
+    }
+    study = Study(StudySpec.model_validate(given), JournalStorage(KnownJournal([])))
+    PopulationLoop(study, trials, pulse=lambda: None, clock=lambda: 0.0).run()
+    first, second, *_ = study.trials
+    assert study.standings() == {"complete": 2, "pruned": 2}
+    assert first.intermediate_values[2] < second.intermediate_values[2]
+    assert second.user_attrs["reason"] == "exploited trial 0 at step 2"
+    child = study.trial(2)
+    assert study.point(2)["training.learning_rate"] in (4e-3 * 0.8, 4e-3 * 1.2)
+    assert child.intermediate_values[4] == pytest.approx(first.intermediate_values[4], abs=0.05), "it goes on from trial 0"
+    assert min(trial.values[0] for trial in study.best()) < first.intermediate_values[2]
