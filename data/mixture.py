@@ -2,11 +2,12 @@
 
 The fit is the table nearest to the sources' weights, in information, that has the targets as its margins: iterative
 proportional fitting (Deming and Stephan 1940; Csiszar, "I-divergence geometry", Annals of Probability 1975). Shares are whole
-parts of a denominator that the targets divide, so margins are met exactly; every cell has one part at least. No NumPy: specs
-are checked with it.
+parts of a denominator that the targets divide, so margins are met exactly; every cell has one part at least. Targets that
+need a finer one than there is are rounded, and the log says to what. No NumPy: specs are checked with it.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from math import floor, lcm
@@ -21,10 +22,14 @@ OTHER = "other"
 """The target of all languages, or domains, that have none of their own."""
 CODE = "code"
 
-# Shares are multiples of 1 / denominator; finer targets than the greatest are rounded to it.
-_LEAST_DENOMINATOR, _GREATEST_DENOMINATOR = 1_000, 10_000
+# Shares are multiples of 1 / denominator. The order repeats after as many batches at most, and is searched for.
+_LEAST_DENOMINATOR, _GREATEST_DENOMINATOR = 1_000, 100_000
+_COARSE_DENOMINATOR = 10_000
+"""What targets, and weights, are rounded to where they need a finer one than the greatest."""
 _ITERATIONS, _TOLERANCE = 10_000, 1e-12
 _FINE = 1 << 20
+
+log = logging.getLogger(__name__)
 
 Cells = Mapping[tuple[str, str], float]
 """Weight of each (language, domain)."""
@@ -98,17 +103,26 @@ def exact_shares(weights: Sequence[float | Fraction], most: int = _GREATEST_DENO
     """Weights as exact fractions that sum to 1.
 
     0.45, 0.35, 0.2 become 9/20, 7/20, 4/20. Weights whose common denominator is over ``most`` are rounded to multiples of
-    1 / ``most`` by largest remainder, each at least one of them.
+    1 / ``most``, or 1 / 10,000 if that is more, by largest remainder, each at least one of them.
     """
-    exact = [Fraction(str(weight)) for weight in weights]
-    exact = [weight / sum(exact) for weight in exact]
+    exact = _unrounded(weights)
     if lcm(*(weight.denominator for weight in exact)) <= most:
         return exact
-    parts = [max(1, floor(weight * most)) for weight in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda c: parts[c] - exact[c] * most)
-    for c in by_remainder[: max(0, most - sum(parts))]:
+    coarse = min(most, _COARSE_DENOMINATOR)
+    parts = [max(1, floor(weight * coarse)) for weight in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda c: parts[c] - exact[c] * coarse)
+    for c in by_remainder[: max(0, coarse - sum(parts))]:
         parts[c] += 1
     return [Fraction(part, sum(parts)) for part in parts]
+
+
+def _unrounded(weights: Iterable[float | Fraction]) -> list[Fraction]:
+    exact = [Fraction(str(weight)) for weight in weights]
+    return [weight / sum(exact) for weight in exact]
+
+
+def _common_denominator(targets: Iterable[Mapping[str, float]]) -> int:
+    return lcm(*(share.denominator for given in targets for share in _unrounded(given.values())))
 
 
 def _line(name: str, targets: Mapping[str, float]) -> str:
@@ -121,13 +135,18 @@ def _fit(
 ) -> tuple[int, ...]:
     table = _Table(cells, (dict(languages), dict(domains)))
     table.require_feasible()
+    if _common_denominator(table.stated) > _GREATEST_DENOMINATOR:
+        log.warning(
+            "the targets of the mixture have no common denominator up to %d; met are %s", _GREATEST_DENOMINATOR, table.met()
+        )
     return tuple(table.rounded(table.fitted()))
 
 
 def _denominator(targets: tuple[dict[str, float], dict[str, float]]) -> int:
-    """The least that all targets are multiples of, or as fine as is allowed."""
-    shares = [exact_shares(list(given.values())) for given in targets]
-    common = min(_GREATEST_DENOMINATOR, lcm(*(share.denominator for of_kind in shares for share in of_kind)))
+    """Of the parts: the least that all targets are multiples of and that is fine enough for small cells."""
+    common = _common_denominator(targets)
+    if common > _GREATEST_DENOMINATOR:
+        return _COARSE_DENOMINATOR
     return common * -(-_LEAST_DENOMINATOR // common)
 
 
@@ -150,6 +169,14 @@ class _Table:
         for i in by_remainder[: self.parts - sum(parts)]:
             parts[i] += 1
         return dict(zip(given, parts, strict=True))
+
+    def met(self) -> str:
+        """The targets, rounded to parts."""
+        return "; ".join(
+            f"{kind} " + ", ".join(f"{line} {100 * part / self.parts:.5g}%" for line, part in of_kind.items())
+            for kind, of_kind in zip(("languages", "domains"), self.targets, strict=True)
+            if of_kind
+        )
 
     def _flow(self, margins: tuple[dict[str, list[tuple[int, int]]], ...], of_cells: list[list[tuple[int, int]]]) -> list[int]:
         """Units on cells, then languages, then domains, for costs of each."""

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from data.apportion import batch_counts
 from data.errors import NotEnoughData
 from data.manifest import Cell, Count
-from data.mixture import Infeasible, MixtureSpec
+from data.mixture import Infeasible, MixtureSpec, exact_shares
 from data.order import SampleOrder
 from data.spec import DataSpec, SourceSpec
 from tests.data.conftest import WORDS, Preparation, data_spec, json_lines, texts, write
@@ -120,6 +121,33 @@ def test_a_mix_is_met_or_the_nearest_one_is_named(
         assert min(parts.values()) >= 1
         for target, shares in zip(targets, margins(mixture, parts), strict=True):
             assert shares == pytest.approx({name: 100 * share for name, share in target.items()}, abs=100 / sum(parts.values()))
+
+
+def test_targets_of_a_fine_common_denominator_are_met_however_long_the_run() -> None:
+    # Languages in thousandths and domains in elevenths: one part of 11,000.
+    mixture = MixtureSpec(languages={"zh": 0.451, "en": 0.349, "other": 0.2}, domains={"web": 5, "papers": 3, "code": 3})
+    cells = list(product(("zh", "en", "de"), ("web", "papers", "code")))[:8]
+    parts = list(mixture.fit(dict.fromkeys(cells, 1.0)).values())
+    lines = [mixture.lines(*cell) for cell in cells]
+    counts_KC = batch_counts(exact_shares(parts), 1024, lines)
+    web = counts_KC[:, [domain == "web" for _, domain in lines]].sum(axis=1)
+    # A whole period, so however long.
+    assert 11 * int(web.sum()) == 5 * 1024 * len(counts_KC)
+    assert len(counts_KC) == 1375
+
+
+def test_targets_that_are_too_fine_to_be_exact_are_rounded_and_the_log_tells_to_what(caplog: pytest.LogCaptureFixture) -> None:
+    cells = dict.fromkeys(product(("zh", "en"), ("web", "papers")), 1.0)
+    # Each kind is coarse enough by itself, but not both.
+    mixture = MixtureSpec(languages={"zh": 1, "en": 6}, domains={"web": 49_990, "papers": 50_009})
+    parts = mixture.fit(cells)
+    [record] = caplog.records
+    assert record.getMessage().endswith("met are languages zh 14.29%, en 85.71%; domains web 49.99%, papers 50.01%")
+    met = ({"zh": 14.29, "en": 85.71}, {"web": 49.99, "papers": 50.01})
+    assert list(margins(mixture, parts)) == [pytest.approx(of_kind, abs=1e-9) for of_kind in met]
+    caplog.clear()
+    mixture.model_copy(update={"domains": {}}).fit(cells)
+    assert not caplog.records
 
 
 def test_a_spec_is_refused_at_the_mixture() -> None:
