@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from data.spec import DataSpec, SourceSpec
 from data.stages.registry import PRESETS
 from tests.data.conftest import WORDS, data_spec, json_lines, texts, write
 from tests.data.killed import TOKENIZER, Answer, files
+from tests.data.test_grade_training import labelled
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,9 +54,13 @@ def everything(spec: DataSpec, tmp_path: Path) -> DataSpec:
         for part in range(3):
             content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines[part::3])
             write(tmp_path / f"every.{language}" / f"{part}.jsonl", content.encode())
+    write(tmp_path / "examples.jsonl", labelled(1))
+    write(tmp_path / "exam.jsonl", json_lines([story(i, language) for language in languages for i in range(1, 6)]))
+    write(tmp_path / "words.txt", "quiet harbour\ncopper-meadow\n春秋\n".encode())
     changed = {"url": {"blocked_words": ["casino"]}, "language": {"keep": languages, "min_confidence": None}}
     web = [stage.model_dump() for stage in PRESETS["web"]]
-    stages = [*(stage | changed.get(stage["stage"], {}) for stage in web), "grade"]
+    grade = {"stage": "grade", "training": {"labelled": [{"path": str(tmp_path / "examples.jsonl")}]}}
+    stages = [*(stage | changed.get(stage["stage"], {}) for stage in web), grade]
     return DataSpec.model_validate(
         {
             "sources": [
@@ -66,6 +73,8 @@ def everything(spec: DataSpec, tmp_path: Path) -> DataSpec:
             "document_alignment": 8,
             "deduplicate": {"method": "minhash", "keep": "longest", "min_agreement": 0.5, "memory_bytes": 2**18},
             "held_out_fraction": 0.1,
+            "decontaminate": {"test_sets": [{"path": str(tmp_path / "exam.jsonl")}]},
+            "keep_dropped": True,
             "shard_documents": 1,
             "document_tokens": {"min": 8, "max": 100},
             "documents": True,
@@ -83,8 +92,8 @@ def story(number: int, language: str) -> str:
     return "\n".join(f"In year {draw.randrange(9999)} the {' '.join(draw.sample(words, 12))}." for _ in range(10))
 
 
-def prepared_in(root: Path, spec: DataSpec, executor: Executor) -> Prepared:
-    return prepare(spec, TOKENIZER, root, executor, lambda progress: None)
+def prepared_in(root: Path, spec: DataSpec, executor: Executor, **tokenizer: Any) -> Prepared:
+    return prepare(spec, TOKENIZER.model_copy(update=tokenizer), root, executor, lambda progress: None)
 
 
 def _killed_everywhere(spec: DataSpec, folder: Path) -> Answer:
@@ -185,7 +194,9 @@ class Dying:
         folder, name, dies, once = self.folder, fn.__name__, fn.__name__ in self.dying, self.once
 
         def run(task: Any) -> Any:
-            (folder / f"{name}-{task.index}-{os.urandom(8).hex()}").touch()
+            # What is kept aside is numbered anew for every step.
+            which = zlib.crc32(f"{task.index} {getattr(task, 'output', '')}".encode())
+            (folder / f"{name}-{which}-{os.urandom(8).hex()}").touch()
             if dies and not (once and _seen_before(folder / f"killed-{name}")):
                 os.replace = lambda *paths: os._exit(1)
             return fn(task)
@@ -194,16 +205,23 @@ class Dying:
 
     def runs(self, name: str) -> list[int]:
         """How often each task ran."""
-        indices = [path.name.split("-")[1] for path in self.folder.glob(f"{name}-*")]
-        return [indices.count(index) for index in sorted(set(indices))]
+        tasks = [path.name.split("-")[1] for path in self.folder.glob(f"{name}-*")]
+        return list(Counter(tasks).values())
 
 
-KINDS = ("clean_files", "bucket", "compare", "train", "pack_documents", "measure")
+KINDS = (
+    *("train_classifier", "clean_files", "bucket", "compare", "gather", "merge", "scan"),
+    *("train", "pack_documents", "write_aside", "measure"),
+)
 
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_ray_worker_killed_in_any_kind_of_task_costs_that_task_alone(spec: DataSpec, tmp_path: Path) -> None:
+    write(tmp_path / "examples.jsonl", labelled(1))
+    stages = [*spec.stages, {"stage": "grade", "training": {"labelled": [{"path": str(tmp_path / "examples.jsonl")}]}}]
+    changed = {"stages": stages, "decontaminate": True, "keep_dropped": True, "shard_documents": 1}
+    spec = DataSpec.model_validate({**spec.model_dump(), **changed}).model_copy(update={"shard_documents": 30})
     whole = prepared_in(tmp_path / "whole", spec, SerialExecutor())
     dying = Dying(tmp_path / "runs", KINDS)
     again = prepared_in(tmp_path / "ray", spec, dying)
@@ -273,21 +291,28 @@ def test_a_driver_killed_on_the_cluster_is_replaced(spec: DataSpec, tmp_path: Pa
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("packing", ["best_fit", "one_document"])
 def test_any_number_of_ray_workers_gives_the_same_bytes(
-    everything: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    packing: str, everything: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray.data
 
     from data.ray_executor import RayDataExecutor
 
     monkeypatch.setattr("data.sources.listing._EXTENT_BYTES", 4096)  # several of each file
+    cpus = (1, 2, 4)
+    if packing == "one_document":
+        everything = everything.model_copy(update={"packing": packing, "curriculum": (), "length_buckets": (16, 32)})
+        cpus = (3,)  # what comes before the rows is the same
+    lexicon = str(tmp_path / "words.txt")
     limits = ray.data.DataContext.get_current().execution_options
-    found = [files(prepared_in(tmp_path / "serial", everything, SerialExecutor()).path)]
+    first = prepared_in(tmp_path / "serial", everything, SerialExecutor(), lexicon=lexicon)
+    assert {"near_duplicate", "test_set_overlap"} <= first.manifest.drops.keys()
     before = limits.resource_limits
     try:
-        for cpus in (1, 2, 4):
-            limits.resource_limits = ray.data.ExecutionResources(cpu=cpus)
-            found.append(files(prepared_in(tmp_path / f"{cpus}", everything, RayDataExecutor()).path))
+        for limit in cpus:
+            limits.resource_limits = ray.data.ExecutionResources(cpu=limit)
+            again = prepared_in(tmp_path / f"{limit}", everything, RayDataExecutor(), lexicon=lexicon)
+            assert files(again.path) == files(first.path)
     finally:
         limits.resource_limits = before
-    assert found == [found[0]] * 4
