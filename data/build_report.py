@@ -23,11 +23,13 @@ from data.report import (
     Step,
     TextFigures,
 )
+from data.spec import DataSpec
 from data.stages.base import StageCount
 from data.tasks import CleanResult, CleanTask
 
 
 def summarise(
+    data: DataSpec,
     corpus: Corpus,
     manifest: Manifest,
     packed: Sequence[PackResult],
@@ -47,7 +49,7 @@ def summarise(
         by_cell[cell] += result.figures
     return Report(
         hash=manifest.hash,
-        steps=tuple(map(_step, (*corpus.funnel, *limits_of(packed)))),
+        steps=tuple(_steps(data, (*corpus.funnel, *limits_of(packed)))),
         kept=sum(map(_kept, packed), Amount()),
         cells=tuple(
             CellFlow(
@@ -92,9 +94,20 @@ def _fills(manifest: Manifest) -> Iterator[RowFill]:
             )
 
 
-def _step(count: StageCount) -> Step:
+def _steps(data: DataSpec, funnel: Sequence[StageCount]) -> Iterator[Step]:
+    domains = tuple(dict.fromkeys(source.domain for source in data.sources))
+    for number, count in enumerate(funnel):
+        if 1 <= number <= len(data.stages):
+            yield _step(count, number, tuple(filter(data.stages[number - 1].sees, domains)))
+        else:
+            yield _step(count)
+
+
+def _step(count: StageCount, number: int | None = None, domains: tuple[str, ...] = ()) -> Step:
     return Step(
         name=count.stage,
+        number=number,
+        domains=domains,
         came=Amount(documents=count.documents, bytes=count.bytes),
         drops=dict(sorted(count.drops.items())),
         examples={reason: tuple(examples) for reason, examples in sorted(count.examples.items())},
@@ -103,6 +116,7 @@ def _step(count: StageCount) -> Step:
             name: Spread(edges=score.edges, counts={key: tuple(counts) for key, counts in sorted(score.counts.items())})
             for name, score in count.scores.items()
         },
+        redactions=dict(sorted(count.redactions.items())),
     )
 
 

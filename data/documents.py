@@ -17,6 +17,8 @@ class Document:
     """Its quality, 0 to 4, where a stage has judged it."""
     scores: dict[str, float] | None = None
     """What stages have measured of it, by name (``toxicity_hate``), where one has."""
+    redactions: dict[str, int] | None = None
+    """Values that were redacted by the last stage that looked for some, by kind, where it found any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,7 +297,7 @@ def _reported(
     work: Path,
 ) -> Manifest:
     """Writes the report and the list of inputs; the manifest with their checksums."""
-    report = summarise(corpus, manifest, packed, tuple(classifier_figures(data)), licences_of(tasks, cleaned, corpus))
+    report = summarise(data, corpus, manifest, packed, tuple(classifier_figures(data)), licences_of(tasks, cleaned, corpus))
     checksums = {}
     for name, record in ((REPORT_NAME, report), (INPUTS_NAME, inputs_of(tasks, cleaned))):
         write_atomically(work / name, record.model_dump_json(indent=1).encode())

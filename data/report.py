@@ -11,7 +11,7 @@ from pydantic import Field
 
 from data.classifier.figures import ClassifierFigures
 from data.manifest import REPORT_NAME, Count, Manifest, Record, Split, read_companion
-from data.stages.base import DroppedExample
+from data.stages.base import DroppedExample, RedactionCount
 
 FORMAT = 4
 MOST_EPOCHS = 4.0
@@ -42,6 +42,10 @@ class Step(Record):
 
     name: str
     """``sources``, then the stages, then ``deduplicate`` and, where it is on, ``decontaminate``."""
+    number: int | None = None
+    """Of a stage: its place among the stages, from 1."""
+    domains: tuple[str, ...] = ()
+    """Of a stage: which of the sources' domains come to it."""
     came: Amount
     """To ``sources``: everything that was read, of which broken documents have no bytes."""
     drops: dict[str, int]
@@ -51,6 +55,8 @@ class Step(Record):
     """Of a stage that grades: documents of each level from 0 up, dropped ones too, by language."""
     scores: dict[str, Spread] = Field(default={})
     """Of a stage that scores, by the name of the score; dropped documents too."""
+    redactions: dict[str, RedactionCount] = Field(default={})
+    """Of a stage that redacts, by kind; of documents that went on."""
 
     @property
     def dropped(self) -> int:
@@ -220,6 +226,20 @@ class Report(Record):
     """By language."""
     cell_tokens: tuple[LanguageTokens, ...]
     """By cell, in the order of ``cells``."""
+
+    @property
+    def reached(self) -> tuple[Step, ...]:
+        """The steps that documents came to: stages by domain may be for one that no source has."""
+        return tuple(step for step in self.steps if step.came.documents or step.number is None)
+
+    def label(self, step: Step) -> str:
+        """``3 c4``, with the domains where not all come to it: ``3 c4 (web)``, ``3 c4 (all but code)``."""
+        domains = dict.fromkeys(cell.domain for cell in self.cells)
+        unseen = [domain for domain in domains if domain not in step.domains]
+        if step.number is None:
+            return step.name
+        few = ", ".join(step.domains) if len(step.domains) <= len(unseen) else f"all but {', '.join(unseen)}"
+        return f"{step.number} {step.name}" + (f" ({few})" if unseen else "")
 
     def shares(self, by: str, moment: str) -> dict[str, float]:
         """Share of the bytes of each ``language`` or ``domain`` (``by``) in what was ``read``, ``cleaned`` or ``kept``."""

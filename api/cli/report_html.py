@@ -11,6 +11,8 @@ from api.cli.report_page import (
     LICENCE_COLUMNS,
     OVERLAP_COLUMNS,
     OVERLAP_TITLE,
+    REDACTION_COLUMNS,
+    REDACTION_TITLE,
     ROW_COLUMNS,
     bins,
     classifiers,
@@ -18,13 +20,14 @@ from api.cli.report_page import (
     grades,
     licences,
     overlap_rows,
+    redactions,
     repeated,
     rows,
     scores,
     tokenizer_title,
 )
 from api.cli.text import count, size
-from data.report import Histogram, Report, Step
+from data.report import Histogram, Report
 from data.stages.base import DroppedExample
 
 _STYLE = """
@@ -55,12 +58,13 @@ def document(report: Report, tokens: int | None, epochs: Mapping[str, float] | N
         "<h2>Funnel</h2>",
         _funnel(report),
         "<h2>Why documents were dropped</h2>",
-        *(map(_reasons, report.steps) if any(step.drops for step in report.steps) else ["<p>None was.</p>"]),
+        *(_reasons(report) or ["<p>None was.</p>"]),
         *(
-            ["<h2>Grades, from 0 (poor) to 4 (good)</h2>", _table(GRADE_COLUMNS, grades(report))]
-            if any(step.grades for step in report.steps)
+            [f"<h2>{REDACTION_TITLE}</h2>", _table(REDACTION_COLUMNS, redactions(report))]
+            if any(step.redactions for step in report.steps)
             else []
         ),
+        *(f"<h2>{escape(title)}</h2>{_table(GRADE_COLUMNS, written)}" for title, written in grades(report)),
         *_scores(report),
         *(["<h2>Classifiers</h2>", _table(CLASSIFIER_COLUMNS, classifiers(report))] if report.classifiers else []),
         "<h2>Shares of the text</h2>",
@@ -122,27 +126,27 @@ def _percent(share: float) -> str:
 def _funnel(report: Report) -> str:
     rows = [
         (
-            step.name,
+            report.label(step),
             count(step.came.documents),
             size(step.came.bytes),
             count(step.dropped),
             _percent(step.dropped / step.came.documents) if step.came.documents else "-",
         )
-        for step in report.steps
+        for step in report.reached
     ]
     rows.append(("kept", count(report.kept.documents), size(report.kept.bytes), "", ""))
-    left = [*(step.came.documents for step in report.steps), report.kept.documents]
+    left = [*(step.came.documents for step in report.reached), report.kept.documents]
     return _table(("step", "documents>", "text>", "dropped>", "of what came>"), rows, _bars(left))
 
 
-def _reasons(step: Step) -> str:
+def _reasons(report: Report) -> list[str]:
     found = []
-    for reason, number in sorted(step.drops.items(), key=lambda item: (-item[1], item[0])):
-        shown = "".join(map(_example, step.examples.get(reason, ())))
-        found.append(
-            f"<details><summary>{escape(step.name)}: <b>{escape(reason)}</b>, {count(number)}</summary>{shown}</details>"
-        )
-    return "\n".join(found)
+    for step in report.steps:
+        label = escape(report.label(step))
+        for reason, number in sorted(step.drops.items(), key=lambda item: (-item[1], item[0])):
+            shown = "".join(map(_example, step.examples.get(reason, ())))
+            found.append(f"<details><summary>{label}: <b>{escape(reason)}</b>, {count(number)}</summary>{shown}</details>")
+    return found
 
 
 def _example(example: DroppedExample) -> str:

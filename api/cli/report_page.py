@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.cli.text import count, size
-from data.report import MOST_EPOCHS, Amount, Histogram, Report, Step
+from data.report import MOST_EPOCHS, Amount, Histogram, Report
 
 _BAR = 30
 _EXAMPLES = 2
@@ -29,9 +29,11 @@ def page(report: Report, tokens: int | None, epochs: Mapping[str, float] | None)
         *_section("Funnel", _funnel(report)),
     ]
     if any(step.drops for step in report.steps):
-        parts += _section("Why documents were dropped", _reasons(report.steps))
-    if any(step.grades for step in report.steps):
-        parts += _section("Grades, from 0 (poor) to 4 (good)", _written(GRADE_COLUMNS, grades(report)))
+        parts += _section("Why documents were dropped", _reasons(report))
+    if any(step.redactions for step in report.steps):
+        parts += _section(REDACTION_TITLE, _written(REDACTION_COLUMNS, redactions(report)))
+    for title, written in grades(report):
+        parts += _section(title, _written(GRADE_COLUMNS, written))
     for title, of_step in groupby(scores(report), key=itemgetter(0)):
         tables = (part for _, columns, written in of_step for part in (_written(columns, written), Text()))
         parts += _section(title, Group(*list(tables)[:-1]))
@@ -76,23 +78,23 @@ def _percent(share: float) -> str:
 
 def _funnel(report: Report) -> Table:
     table = _table("step", "documents>", "text>", "dropped>", "of what came>")
-    for step in report.steps:
+    for step in report.reached:
         came = step.came.documents
         dropped = _percent(step.dropped / came) if came else "-"
-        _row(table, step.name, count(came), size(step.came.bytes), count(step.dropped), dropped)
+        _row(table, report.label(step), count(came), size(step.came.bytes), count(step.dropped), dropped)
     _row(table, "kept", count(report.kept.documents), size(report.kept.bytes), "", "")
     return table
 
 
-def _reasons(steps: Sequence[Step]) -> Table:
+def _reasons(report: Report) -> Table:
     table = _table("step", "reason", "documents>", "for example")
-    for step in steps:
+    for step in report.steps:
         for reason, number in sorted(step.drops.items(), key=lambda item: (-item[1], item[0])):
             shown = step.examples.get(reason, ())[:_EXAMPLES]
             # The file's name is enough to recognise it; JSON has the whole path.
             parts = [(each.id.rpartition("/")[2], each.detail, each.text) for each in shown]
             lines = [shorten(" ".join(part), _EXAMPLE_CHARACTERS) for part in parts]
-            _row(table, step.name, reason, count(number), "\n".join(lines))
+            _row(table, report.label(step), reason, count(number), "\n".join(lines))
     return table
 
 
@@ -111,15 +113,27 @@ def _written(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 
 
 GRADE_COLUMNS = ("language", "documents>", *(f"{level}>" for level in range(5)))
+REDACTION_TITLE = "Personal data that was redacted"
+REDACTION_COLUMNS = ("step", "kind", "values>", "in documents>")
 CLASSIFIER_COLUMNS = ("stage", "language", "question", "examples>", "yes>", "calibration error>", "ranking>", "is")
 
 
-def grades(report: Report) -> Iterator[tuple[str, ...]]:
-    """Shares of the documents that came to a stage that grades, by language."""
+def redactions(report: Report) -> Iterator[tuple[str, ...]]:
+    """A row a stage and kind."""
     for step in report.steps:
+        for kind, found in step.redactions.items():
+            yield report.label(step), kind, count(found.values), count(found.documents)
+
+
+def grades(report: Report) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """Shares of the documents that came to a stage that grades, by language: a table a stage, with its title."""
+    for step in report.steps:
+        written = []
         for language, levels in step.grades.items():
             total = sum(levels)
-            yield language, count(total), *(f"{100 * level / total:.1f}%" for level in levels)
+            written.append((language, count(total), *(f"{100 * level / total:.1f}%" for level in levels)))
+        if written:
+            yield f"Grades, from 0 (poor) to 4 (good), by the stage {report.label(step)}", written
 
 
 def scores(report: Report) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
@@ -138,15 +152,16 @@ def scores(report: Report) -> Iterator[tuple[str, tuple[str, ...], list[tuple[st
                 f"over {edges[-1]:g}",
             )
             columns = ("score", "language", "documents>", *(f"{label}>" for label in labels))
-            yield f"Documents by their scores of the stage {step.name}", columns, written
+            yield f"Documents by their scores of the stage {report.label(step)}", columns, written
 
 
 def classifiers(report: Report) -> Iterator[tuple[str, ...]]:
-    """A row a question; of what has no model, why."""
+    """A row a question; of what has no model, why. Stages that go by rules alone have one row together."""
+    names = {stage.number: f"{stage.number} {stage.stage}" for stage in report.classifiers}
+    if rules := [names[stage.number] for stage in report.classifiers if not stage.file]:
+        yield ", ".join(rules), *[""] * 6, "off: nothing to learn from was given"
     for stage in report.classifiers:
-        name = f"{stage.number} {stage.stage}"
-        if not stage.file:
-            yield name, "", "", "", "", "", "", "off: nothing to learn from was given"
+        name = names[stage.number]
         for language in stage.languages:
             examples = count(language.examples)
             if not language.heads:

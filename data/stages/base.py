@@ -49,8 +49,9 @@ OnDrop = Callable[[str, Drop, Document], None]
 
 
 class Stage(Protocol):
-    """One that gives documents their grade has an attribute ``grades`` that is true. One that gives them scores has ``scores``:
-    the edges of the bins in which each is counted, by its name; and its spec has their names."""
+    """One that gives documents their grade has an attribute ``grades`` that is true, one that redacts has ``redacts``. One that
+    gives them scores has ``scores``: the edges of the bins in which each is counted, by its name; and its spec has their names.
+    """
 
     def __call__(self, document: Document) -> Document | Drop: ...
 
@@ -87,6 +88,15 @@ class ScoreCount:
 
 
 @dataclass(slots=True)
+class RedactionCount:
+    """Of one kind."""
+
+    values: int = 0
+    documents: int = 0
+    """That held some."""
+
+
+@dataclass(slots=True)
 class StageCount:
     """What one stage saw. Counts of tasks add up."""
 
@@ -102,6 +112,8 @@ class StageCount:
     """Of a stage that grades: documents of each level from 0 up, dropped ones too, by language."""
     scores: dict[str, ScoreCount] = field(default_factory=dict)
     """Of a stage that scores, by the name of the score; dropped documents too."""
+    redactions: dict[str, RedactionCount] = field(default_factory=dict)
+    """Of a stage that redacts, by kind; of documents that went on."""
 
     def drop(self, drop: Drop, document: Document) -> None:
         self.drops[drop.reason] = self.drops.get(drop.reason, 0) + 1
@@ -120,6 +132,15 @@ class StageCount:
             if name in edges:
                 self.scores.setdefault(name, ScoreCount(edges[name])).take(document.language, score)
 
+    def redact(self, document: Document) -> None:
+        for kind, values in (document.redactions or {}).items():
+            self._redacted(kind, RedactionCount(values, 1))
+
+    def _redacted(self, kind: str, more: RedactionCount) -> None:
+        count = self.redactions.setdefault(kind, RedactionCount())
+        count.values += more.values
+        count.documents += more.documents
+
     def add(self, other: "StageCount") -> None:
         """Take in the counts of documents further on."""
         self.documents += other.documents
@@ -134,6 +155,8 @@ class StageCount:
             self.grades[language] = [a + b for a, b in zip(before, levels, strict=True)]
         for name, spread in other.scores.items():
             self.scores.setdefault(name, ScoreCount(spread.edges)).add(spread)
+        for kind, redacted in other.redactions.items():
+            self._redacted(kind, redacted)
 
 
 def clean(
@@ -155,5 +178,7 @@ def clean(
                     on_drop(count.stage, outcome, document)
                 break
             document = outcome
+            if getattr(stage, "redacts", False):
+                count.redact(document)
         else:
             yield document

@@ -5,6 +5,7 @@ What has a checksum is believed by it; what has none (phones, US social security
 are given out and by the words before it. Names and postal addresses are not looked for: that takes a model.
 """
 
+from collections import Counter
 from typing import Literal
 
 from pydantic import Field
@@ -44,6 +45,8 @@ class PersonalDataSpec(StageSettings):
 
 
 class PersonalData:
+    redacts = True
+
     def __init__(self, spec: PersonalDataSpec) -> None:
         self._actions: dict[str, Action] = {kind: getattr(spec, kind) for kind in KINDS}
         self._placeholders = {kind: spec.placeholder.replace("{kind}", kind.upper()).encode() for kind in KINDS}
@@ -60,6 +63,7 @@ class PersonalData:
             found.append(find)
             if self._most is not None and len(found) > self._most:
                 return Drop("too_much_personal_data", f"more than {self._most}", confidential=True)
+        document.redactions = Counter(find.kind for find in found)
         if found:
             document.text = redacted(text, found, self._placeholders).decode()
         return document
