@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from data.errors import MantaError
 from tuning.samplers import Exhausted, Suggestion, make_sampler, random_point
-from tuning.space import Point, Space, key
+from tuning.space import JobSpace, Point, key
 from tuning.spec import StudySpec
 from tuning.study import Study
 
@@ -21,7 +21,7 @@ class NoValidPoint(MantaError):
     status: ClassVar[int] = 422
 
 
-def known_points(space: Space, spec: StudySpec) -> list[tuple[Point, str]]:
+def known_points(space: JobSpace, spec: StudySpec) -> list[tuple[Point, str]]:
     """``base`` and the points that the study names, with where they are from; those that are no job are left out."""
     named = [(space.base_point, "base"), *((space.complete(point), "points") for point in spec.points)]
     points: list[tuple[Point, str]] = []
@@ -66,7 +66,7 @@ def _suggestions(study: Study) -> Iterator[Suggestion]:
         yield Suggestion(random_point(study.space, study.spec.seed, number, attempt), "random")
 
 
-def reason_against(space: Space, point: Point) -> str | None:
+def reason_against(space: JobSpace, point: Point) -> str | None:
     try:
         space.job(point)
     except ValueError as error:

@@ -21,14 +21,12 @@ Point = dict[str, Any]
 
 
 class Space:
-    """``Optuna`` knows a choice by itself where it is a number, text, true, false or null, and else by its JSON."""
+    """Parameters, and where they apply. Optuna knows a choice by itself where it is a number, text, true, false or null, and
+    else by its JSON."""
 
-    def __init__(self, study: StudySpec) -> None:
-        self._base = study.base
-        self._document = study.base.as_given()
-        self._constraints = [(text, expressions.parse(text)) for text in study.constraints]
-        self._jobs = study.trials_are_jobs
-        self.parameters: dict[str, Parameter] = {path: study.space[path] for path in parents_first(study.space)}
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        self.parameters: dict[str, Parameter] = {path: parameters[path] for path in parents_first(parameters)}
+        """By path; parameters come after those that they depend on."""
         self._choices = {
             path: _labels(parameter.choices)
             for path, parameter in self.parameters.items()
@@ -37,7 +35,7 @@ class Space:
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """By path; parameters come after those that they depend on."""
+        """By path, in the order of ``parameters``."""
         return {path: self._distribution(path, parameter) for path, parameter in self.parameters.items()}
 
     def _distribution(self, path: str, parameter: Parameter) -> BaseDistribution:
@@ -65,6 +63,17 @@ class Space:
     def decode(self, params: Mapping[str, Any]) -> Point:
         """Back from Optuna's."""
         return {path: self._choices[path][value] if path in self._choices else value for path, value in params.items()}
+
+
+class JobSpace(Space):
+    """The space of a study: its points stand for training jobs."""
+
+    def __init__(self, study: StudySpec) -> None:
+        super().__init__(study.space)
+        self._base = study.base
+        self._document = study.base.as_given()
+        self._constraints = [(text, expressions.parse(text)) for text in study.constraints]
+        self._jobs = study.trials_are_jobs
 
     @cached_property
     def base_point(self) -> Point:

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuning.compat_optuna import set_constraint
 from tuning.samplers import Suggestion
-from tuning.space import Point, Space
+from tuning.space import JobSpace, Point
 from tuning.spec import StudySpec
 from tuning.views import Standing
 
@@ -31,7 +31,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 class Study:
     def __init__(self, spec: StudySpec, storage: BaseStorage) -> None:
         self.spec = spec
-        self.space = Space(spec)
+        self.space = JobSpace(spec)
         self._storage = storage
         directions = [each.direction for each in spec.objectives]
         self.optuna = optuna.create_study(storage=storage, study_name=NAME, directions=directions, load_if_exists=True)

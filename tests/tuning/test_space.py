@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tuning.space import Space
+from tuning.space import JobSpace
 from tuning.spec import StudySpec
 
 BOTH = ["adamw", "muon"]
@@ -25,8 +25,8 @@ SPACE = {
 }
 
 
-def space(**fields: Any) -> Space:
-    return Space(StudySpec.model_validate({"space": SPACE, **fields}))
+def space(**fields: Any) -> JobSpace:
+    return JobSpace(StudySpec.model_validate({"space": SPACE, **fields}))
 
 
 def test_optuna_sees_parents_before_what_depends_on_them() -> None:
