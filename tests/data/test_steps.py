@@ -1,13 +1,14 @@
 """The order of a run whose steps differ: nothing is lost, nothing is seen twice, and no step needs to know the one before."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import order as order_module
+from data.apportion import batch_counts
 from data.curriculum import BatchSizes, Curriculum
 from data.errors import ShardError
 from data.manifest import Manifest
@@ -127,13 +128,12 @@ def test_a_checkpoint_holds_the_patterns_of_all_segments(monkeypatch: pytest.Mon
     made = of_lines((0.5, 0.5))
     state = StepOrder(made, 1, course).state()
     StepOrder(made, 1, course).require(state)
-    found = order_module.batch_counts
 
-    def other(shares: list[Fraction], size: int, lines: list[tuple[str, str]]) -> Ints:
+    def other(shares: list[Fraction], size: int, lines: list[tuple[str, str]], _: Path | None) -> Ints:
         # Another search, which differs for the first segment alone: its rows are half as long, its batches twice as many.
-        return np.roll(found(shares, size, lines), 1 if size == 6 else 0, axis=0)
+        return np.roll(batch_counts(shares, size, lines), 1 if size == 6 else 0, axis=0)
 
-    monkeypatch.setattr(order_module, "batch_counts", other)
+    monkeypatch.setattr("data.order.batch_counts", other)
     with pytest.raises(ShardError, match=r"mixture .* then"):
         StepOrder(made, 1, course).require(state)
 
