@@ -107,7 +107,7 @@ def _parse(line: bytes, source: SourceSpec, read_label: ReadLabel) -> LabelledTe
 
 def _said(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} at column {error.colno}"
+        return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
     if isinstance(error, UnicodeError):
         return "not UTF-8"
     return "nested too deep" if isinstance(error, RecursionError) else str(error)

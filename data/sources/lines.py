@@ -39,7 +39,7 @@ def _parse(line: bytes, where: str, source: SourceSpec) -> Document | Bad:
     try:
         value = json.loads(decoded.text)
     except json.JSONDecodeError as error:
-        return Bad("broken_json", f"{where}: not JSON: {error.msg} at column {error.colno}")
+        return Bad("broken_json", f"{where}: not JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except ValueError as error:  # an integer of more digits than Python converts
         return Bad("broken_json", f"{where}: not JSON that can be read: {error}")
     except RecursionError:

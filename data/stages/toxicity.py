@@ -40,6 +40,8 @@ _LEXICON_EDGES = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)
 _MODEL_EDGES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9)
 
 _PIECE_CHARACTERS = 2000
+# The weight of terms that mean nothing else.
+_DECIDES_ALONE = 4.0
 
 Limit = Annotated[float | None, Field(gt=0)]
 
@@ -90,7 +92,8 @@ class ToxicitySpec(Trainable):
     limits_zh: ChineseLimits = ChineseLimits()
     """For Chinese documents, in weighted hits per 1,000 characters without white space."""
     min_words: int = Field(default=100, ge=1)
-    """A shorter document counts as one of this many words, so that a single word does not decide over a sentence."""
+    """A shorter document counts as one of this many words, and goes only for two hits in a dimension or for a term of weight 4:
+    a single word that may mean something else does not decide over a sentence."""
     min_characters_zh: int = Field(default=200, ge=1)
     """The same for Chinese documents, in characters."""
     training: ToxicityTraining | None = None
@@ -139,22 +142,27 @@ class Toxicity:
     def _by_lexicon(self, document: Document, given: dict[str, float]) -> tuple[dict[str, float], list[str]]:
         """By how much which limits are exceeded, and all scores as they are shown; they are ``given`` too."""
         text = _evened(document.text)
-        sums = self._sums(text)
-        if sums is None:
+        weights = self._hits(text)
+        if not weights:
             return {}, []
         if names_chinese(document.language):
             limits: Limits = self._spec.limits_zh
-            size = max(len(text) - text.count(" "), self._spec.min_characters_zh)
+            size, least, unit = len(text) - text.count(" "), self._spec.min_characters_zh, "characters"
         else:
-            limits, size = self._spec.limits, max(text.count(" ") + 1, self._spec.min_words)
-        scores = {dimension: 1000 * total / size for dimension, total in zip(DIMENSIONS, sums, strict=True) if total}
+            limits, size, least, unit = self._spec.limits, text.count(" ") + 1, self._spec.min_words, "words"
+        scores = {dimension: 1000 * sum(hits) / max(size, least) for dimension, hits in weights.items()}
         given |= {LEXICON_SCORES[dimension]: score for dimension, score in scores.items()}
         over = {
             dimension: score / limit
             for dimension, score in scores.items()
             if (limit := getattr(limits, dimension)) is not None and score >= limit
+            if size >= least or len(weights[dimension]) > 1 or weights[dimension][0] >= _DECIDES_ALONE
         }
-        return over, [f"{dimension} {score:.1f}" for dimension, score in scores.items()]
+        shown = []
+        for dimension, hits in weights.items():
+            shown.append(f"{dimension} {scores[dimension]:.1f} ({len(hits)} hit{'s' * (len(hits) > 1)})")
+        shown[-1] += f" in {size} {unit}" + (f", taken as {least}" if size < least else "")
+        return over, shown
 
     def _by_model(self, document: Document, given: dict[str, float]) -> tuple[dict[str, float], list[str]]:
         """The same of the model, where the language has one."""
@@ -172,19 +180,20 @@ class Toxicity:
         }
         return over, [f"{dimension} {likeliest[dimension]:.2f} by model" for dimension in over]
 
-    def _sums(self, text: str) -> list[float] | None:
+    def _hits(self, text: str) -> dict[str, list[float]]:
         """Weights of the terms in ``text`` (lower case, single spaces), by dimension. Of terms that overlap the first counts,
         of those that begin together the longest."""
         found = self._automaton.find_matches_as_indexes(text, overlapping=True)
-        if not found:
-            return None
         whole = [hit for hit in found if not self._whole_words[hit[0]] or _stands_alone(text, hit[1], hit[2])]
-        sums, at = [0.0] * len(DIMENSIONS), 0
+        hits: dict[str, list[float]] = {}
+        at = 0
         for number, start, end in sorted(whole, key=lambda hit: (hit[1], -hit[2])):
             if start >= at:
                 at = end
-                sums = [total + weight for total, weight in zip(sums, self._weights[number], strict=True)]
-        return sums if at else None
+                for dimension, weight in zip(DIMENSIONS, self._weights[number], strict=True):
+                    if weight:
+                        hits.setdefault(dimension, []).append(weight)
+        return hits
 
 
 def _classifier(spec: ToxicitySpec) -> "Classifier | None":

@@ -42,7 +42,13 @@ DOCUMENTS: dict[str, tuple[str, bytes, str, str, str]] = {
         "sources/0/path",
     ),
     "half a surrogate pair": ("a.jsonl", GOOD + b'{"text": "\\ud83d"}\n', "broken_utf8", "a.jsonl:21: ", "sources/0/path"),
-    "broken JSON": ("a.jsonl", GOOD + b'{"text": "open\n', "broken_json", "a.jsonl:21: not JSON", "sources/0/path"),
+    "broken JSON": (
+        "a.jsonl",
+        GOOD + b'{"text": "open\n',
+        "broken_json",
+        "a.jsonl:21: not JSON: Invalid control character at column 15",
+        "sources/0/path",
+    ),
     "no such field": (
         "a.jsonl",
         GOOD + b'{"body": "x", "id": 1}\n',

@@ -239,21 +239,47 @@ def test_chinese_is_chinese_however_it_is_stated(stated: str) -> None:
 def test_the_score_is_weighted_hits_per_thousand_words_or_chinese_characters() -> None:
     (weight,) = (weight for term, weight in lexicon("self_harm", "en") if term == "kill yourself")
     outcome = scored("kill yourself " + "word " * 198)
-    assert outcome == Drop("toxic_self_harm", f"self_harm {weight * 5:.1f}")
+    assert outcome == Drop("toxic_self_harm", f"self_harm {weight * 5:.1f} (1 hit) in 200 words")
     ((term, weight),) = ((term, weight) for term, weight in lexicon("illegal", "zh") if term == "跑分")
-    assert scored(term + "字" * 398, "zh") == Drop("toxic_illegal", f"illegal {weight * 2.5:.1f}")
+    assert scored(term + "字" * 398, "zh") == Drop("toxic_illegal", f"illegal {weight * 2.5:.1f} (1 hit) in 400 characters")
 
 
 def test_of_terms_that_overlap_the_longest_counts_once() -> None:
     terms = dict(lexicon("sexual", "en"))
     assert {"porn", "free porn"} <= terms.keys()
-    assert scored("free porn " + "word " * 198) == Drop("toxic_sexual", f"sexual {terms['free porn'] * 5:.1f}")
+    assert scored("free porn " + "word " * 198) == Drop(
+        "toxic_sexual", f"sexual {terms['free porn'] * 5:.1f} (1 hit) in 200 words"
+    )
 
 
 def test_a_short_text_counts_as_a_longer_one() -> None:
     spec = ToxicitySpec(min_words=10_000)
     assert isinstance(scored("Just kill yourself already.", spec=spec), Document)
     assert isinstance(scored("Just kill yourself already."), Drop)
+
+
+@pytest.mark.parametrize(
+    ("language", "unit", "least", "filler"), [("zh", "characters", 200, "字"), ("en", "words", 100, " word")]
+)
+def test_one_hit_decides_over_a_short_text_only_where_it_cannot_be_meant_otherwise(
+    language: str, unit: str, least: int, filler: str
+) -> None:
+    terms = {weight: term for term, weight in lexicon("hate", language) if filler == "字" or " " not in term}
+    gap = filler * 3 + " "
+    assert isinstance(scored(terms[3] + gap, language), Document)
+    for text, hits, score in ((terms[3] + gap + terms[3], "2 hits", 6), (terms[4] + gap, "1 hit", 4)):
+        outcome = scored(text, language)
+        assert isinstance(outcome, Drop)
+        assert outcome.detail.startswith(f"hate {score * 1000 / least:.1f} ({hits}) in ")
+        assert outcome.detail.endswith(f" {unit}, taken as {least}")
+    document = scored(terms[3] + gap, language)
+    assert isinstance(document, Document)
+    assert (document.scores or {})["toxicity_hate"] == 3000 / least
+
+
+@pytest.mark.parametrize(("language", "item"), [(language, item) for language, _, item in ITEMS])
+def test_an_item_that_stands_alone_is_dropped(language: str, item: str) -> None:
+    assert isinstance(scored(item, language), Drop)
 
 
 def test_a_dimension_is_switched_off_by_none() -> None:
