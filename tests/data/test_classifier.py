@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from data.classifier.examples import LabelledText, Sample, TrainingError
 from data.classifier.features import BUCKETS, Features, features_of
 from data.classifier.fit import Examples, calibration_error, fit
-from data.classifier.model import Classifier, LanguageModel
+from data.classifier.model import FORMAT, Classifier, LanguageModel
 from data.classifier.spec import TrainingSpec
 from data.classifier.training import ClassifierSource, list_classifiers, train
 from data.dedup.shingles import unit_hashes
@@ -158,7 +158,7 @@ def test_a_file_that_is_no_classifier_is_named(damage: str, tmp_path: Path) -> N
         "edited": whole[:-1] + bytes([whole[-1] ^ 1]),
         "other": b"{}",
         "gone": b"",
-        "version": whole.replace(b'{\\"format\\": 3', b'{\\"format\\": 9'),
+        "version": whole.replace(f'{{\\"format\\": {FORMAT}'.encode(), b'{\\"format\\": 9'),
     }[damage]
     path = Path(write(tmp_path / "a.safetensors", broken))
     if damage == "gone":
