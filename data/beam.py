@@ -30,7 +30,7 @@ _WIDE = ((128, 64),)
 """States that are kept, and batches in the making that are kept for each: every so many of all, since those that are alike
 fail alike. The next pair is tried where one does not do. The first does for nearly every mix; some of 20 cells and more need
 the last, which takes 7 ms for each batch of the period with 20 cells and 12 ms with 25."""
-_LONGEST_WIDE = 1_000
+_LONGEST_WIDE = 2_000
 """Batches of the longest period that the last is tried for: the longer the period, the longer the worker that searches."""
 _TOGETHER = 64
 """Subsets that rows taken together have at most; the first ones, which few states choose from, as many for each batch in the
