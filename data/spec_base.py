@@ -12,8 +12,8 @@ class Spec(BaseModel):
 
 
 class Misfit(ValueError):
-    """Values that are each in order and do not go together. Any of ``fields`` may be to blame: names below the model that raises
-    it, dotted or as a tuple, the likeliest first."""
+    """Values that are each in order and do not go together. Any of ``fields`` may be to blame: names below the model that
+    raises it, dotted or as a tuple, the likeliest first."""
 
     def __init__(self, detail: str, *fields: str | tuple[str | int, ...]) -> None:
         super().__init__(detail)
