@@ -19,16 +19,13 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from tuning.trials import Assignment, Ended, Measured, News
+from tuning.trials import Assignment, Ended, Measured, News, figures_at_the_end
 from tuning.views import ChildView
 from workers.attempt import Order
-from workers.plan import plan
 from workers.spec import TrainSpec
 
 logger = logging.getLogger(__name__)
 
-SUMMARY_FIGURES = ("eval_loss", "train_loss", "tokens_per_second", "seconds", "mfu")
-"""Of a job's result, what is a figure of the trial."""
 FOR_GOOD = frozenset({404, 413, 422})
 """Answers that would be the same the next time."""
 HELD = frozenset({"pausing", "paused", "cancelling", "cancelled"})
@@ -216,10 +213,7 @@ class ChildTrials:
 def _end(child: _Child, view: ChildView) -> Ended | None:
     """None: the study itself is cancelled, and its trials with it; they go on if it does."""
     if view.state == "succeeded":
-        result = view.result or {}
-        known = {name: float(result[name]) for name in SUMMARY_FIGURES if result.get(name) is not None}
-        memory = float(plan(child.spec).memory.total)
-        return Ended(child.number, "succeeded", {**child.figures, **known, "memory_bytes": memory})
+        return Ended(child.number, "succeeded", figures_at_the_end(child.figures, view.result or {}, child.spec))
     if view.state == "failed":
         failure = view.failure or {}
         return Ended(child.number, "failed", code=str(failure.get("code", "")), reason=str(failure.get("detail", "")))

@@ -36,6 +36,7 @@ class Study:
         directions = [each.direction for each in spec.objectives]
         self.optuna = optuna.create_study(storage=storage, study_name=NAME, directions=directions, load_if_exists=True)
         self._id = storage.get_study_id_from_name(NAME)
+        self._total_steps: dict[int, int] = {}
 
     @property
     def trials(self) -> Sequence[FrozenTrial]:
@@ -87,7 +88,9 @@ class Study:
         return str(self.trial(number).user_attrs.get(REASON, ""))
 
     def total_steps(self, number: int) -> int:
-        return self.space.job(self.point(number)).total_steps
+        if number not in self._total_steps:  # a whole job is made to count them
+            self._total_steps[number] = self.space.job(self.point(number)).total_steps
+        return self._total_steps[number]
 
     def steps_taken(self, trial: FrozenTrial) -> int:
         """Optimizer steps that a trial has cost, as far as it was measured."""

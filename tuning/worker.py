@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import MantaError
-from tuning.trials import Ended, Measured, News
+from tuning.trials import Ended, Measured, News, figures_at_the_end
 from workers.attempt import Desired, ReportKind
 from workers.logs import log_path, logged_to
 from workers.reporter import NullReporter
@@ -115,7 +115,6 @@ def train_trial(run: TrialRun, spec: TrainSpec, reporter: _TrialReporter) -> dic
     from workers.checkpoint import CheckpointStore
     from workers.loop import train
     from workers.mesh import Membership
-    from workers.plan import plan
 
     checkpoints = CheckpointStore(
         Path(run.directory) / "checkpoints", spec.checkpoint.keep_last, spec.checkpoint.asynchronous, attempt=run.begun
@@ -128,6 +127,4 @@ def train_trial(run: TrialRun, spec: TrainSpec, reporter: _TrialReporter) -> dic
         checkpoints.close()
     if outcome.summary is None:
         return None
-    figures = outcome.summary.model_dump(include={"eval_loss", "train_loss", "tokens_per_second", "seconds", "mfu"})
-    known = {name: float(value) for name, value in figures.items() if value is not None}
-    return {**reporter.metrics_so_far, **known, "memory_bytes": float(plan(spec).memory.total)}
+    return figures_at_the_end(reporter.metrics_so_far, outcome.summary.model_dump(), spec)

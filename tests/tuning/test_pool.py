@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from optuna.storages import JournalStorage
 
+from tests.tuning.tiny import job
 from tests.workers.conftest import tiny_data as tiny_data
 from tuning.journal import KnownJournal
 from tuning.pool import ActorTrials, trial_directory
@@ -16,21 +17,6 @@ from tuning.study import Study
 from tuning.trials import Assignment, Ended, ForkFailed, Measured, News
 
 pytestmark = pytest.mark.cluster
-
-
-def job(**training: Any) -> dict[str, Any]:
-    return {
-        "model": {
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "n_routed_experts": 2,
-            "moe_intermediate_size": 16,
-        },
-        "training": {"steps": 6, "eval_interval": 2, "global_batch_size": 4, "micro_batch_size": 4, "eval_rows": 4, **training},
-        "data_pipeline": {"sequence_length": 32},
-        "monitoring": {"timing_interval": None, "peak_tflops": 1.0},
-    }
 
 
 @pytest.fixture

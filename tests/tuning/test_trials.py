@@ -15,6 +15,7 @@ from service.launcher import LaunchState, LaunchStatus
 from service.states import FINAL, JobState
 from service.views import JobView
 from tests.api.conftest import FakeLauncher, Manta
+from tests.tuning import tiny
 from tests.workers.conftest import tiny_data as tiny_data
 from tuning.children import ChildrenApi, ChildTrials
 from tuning.pool import ActorTrials
@@ -24,19 +25,8 @@ from workers.spec import TrainSpec
 
 
 def job(**training: Any) -> dict[str, Any]:
-    return {
-        "model": {
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "n_routed_experts": 2,
-            "moe_intermediate_size": 16,
-        },
-        "training": {"steps": 6, "eval_interval": 2, "global_batch_size": 4, "micro_batch_size": 4, "eval_rows": 4, **training},
-        "data_pipeline": {"sequence_length": 32},
-        "checkpoint": {"interval": 2, "asynchronous": False},
-        "monitoring": {"timing_interval": None, "peak_tflops": 1.0},
-    }
+    """Its checkpoints are on disk when a trial measures."""
+    return tiny.job(**training) | {"checkpoint": {"interval": 2, "asynchronous": False}}
 
 
 def heard(trials: Trials) -> News:
