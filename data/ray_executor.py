@@ -14,8 +14,9 @@ from data.errors import MantaError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# A block holds several tasks when there are many, so that Ray's bookkeeping stays small beside the work.
-_MAX_BLOCKS = 1024
+# Ray's bookkeeping is about 30 ms of CPU a block, as much as the work on a small file, so of many tasks several share a block.
+# Sixteen a CPU leave the last ones short beside the whole, and work for machines that join.
+_BLOCKS_PER_CPU, _FEWEST_BLOCKS, _MAX_BLOCKS = 16, 32, 1024
 # How many workers or machines a block may lose before the preparation fails. Ray Data's own default is no end of them, so a
 # document that kills its worker would be tried for ever.
 _MAX_RETRIES = 5
@@ -46,9 +47,7 @@ class RayDataExecutor:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.execution_no_progress_timeout_s = -1  # one file may take longer than its half hour
-        items = ray.data.from_items(
-            [{"task": pickle.dumps(task)} for task in shards], override_num_blocks=min(len(shards), _MAX_BLOCKS)
-        )
+        items = ray.data.from_items([{"task": pickle.dumps(task)} for task in shards], override_num_blocks=_blocks(len(shards)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that this way to say it will go; this release has no other
             rows = items.map(_apply, fn_kwargs={"fn": fn}, memory=_memory(shards), max_retries=_MAX_RETRIES)
@@ -61,6 +60,13 @@ class RayDataExecutor:
                 yield result
         finally:
             executions.end()
+
+
+def _blocks(tasks: int) -> int:
+    import ray
+
+    wanted = round(_BLOCKS_PER_CPU * ray.cluster_resources().get("CPU", 0))
+    return min(tasks, max(wanted, _FEWEST_BLOCKS), _MAX_BLOCKS)
 
 
 def _memory(shards: Sequence[Any]) -> int | None:

@@ -3,13 +3,14 @@
 100 MB of English documents (``tests/bench/documents.py``) in slices; a slice goes through both, one after the other, each the
 other way round than the slice before. Manta runs on a Ray cluster with as many cores as datatrove has processes; the start of
 both is left out and printed. A ratio is datatrove's CPU seconds over Manta's, those of driver, workers and Ray itself, the
-median over the slices; ``_wall`` the same by the clock.
+median over the slices (MinHash: times); ``_wall`` the same by the clock.
 
 - Rules: Gopher's repetition and quality, C4 without terminal punctuation, FineWeb, in FineWeb's order with its thresholds, each
   side with its own words. Both read JSON lines and write what is left. ``rules_agreement`` is the share of documents that both
   keep or both drop.
-- MinHash, 5-grams of words, 14 x 8, over all documents at once, from JSON lines to clusters. The words are given: lower case
-  with one space between them, and datatrove only cuts at the spaces. Manta does as ever, and writes the documents as well.
+- MinHash, 5-grams of words, 14 x 8, over all documents at once, three times, from JSON lines to clusters. The words are given:
+  lower case with one space between them, and datatrove only cuts at the spaces. Manta does as ever, and writes the documents
+  as well.
 - Tokens: the same pieces, learnt by Manta, in both; the ids of some documents are compared. datatrove reads JSON lines and
   writes tokens one document after another; Manta reads its own files, packs documents into rows, checks and counts.
 
@@ -92,6 +93,7 @@ class Sizes:
     short_characters: int = 500
     """Of the documents of ``few`` and ``many``."""
     few_rounds: int = 3
+    minhash_rounds: int = 3
     loader_shards: int = loader.SHARDS
 
 
@@ -146,9 +148,10 @@ class Bench:
             equal += len(everything) - len(differ)
         return race.figures("rules") | {"rules_agreement": round(equal / documents, 5), "rules_documents": documents}
 
-    def minhash(self, name: str, bytes_: int) -> dict[str, float]:
+    def minhash(self, names: list[str], bytes_: int) -> dict[str, float]:
         spec = MinHashSpec()
         removed = 0
+        self.clean(self.tasks(names[0], "warm-minhash", stages=[], deduplicate=spec)[: 2 * CORES])
 
         def ours(name: str) -> Spent:
             tasks = self.tasks(name, "minhash", stages=[], deduplicate=spec)
@@ -157,11 +160,11 @@ class Bench:
             return spent
 
         def theirs(name: str) -> Spent:
-            folder = self.home / "datatrove-minhash"
+            folder = self.home / "datatrove-minhash" / name
             return self.peer.spend("signatures", "buckets", "cluster", input=str(self.home / name), output=str(folder))
 
-        figures = self.race([name], bytes_, ours, theirs).figures("minhash")
-        listed = (self.home / "datatrove-minhash" / "removed").glob("*.remove")
+        figures = self.race(names, bytes_, ours, theirs).figures("minhash")
+        listed = (self.home / "datatrove-minhash" / names[-1] / "removed").glob("*.remove")
         return figures | {
             "minhash_near_duplicates": removed,
             "datatrove_minhash_near_duplicates": sum(path.stat().st_size // 4 for path in listed),
@@ -319,7 +322,8 @@ def measure(home: Path, sizes: Sizes, cluster: Cluster) -> dict[str, Any]:
         )
         for n, name in enumerate(names)
     )
-    word_bytes = write_words(home, names, home / "words")
+    rounds = [f"words-{number}" for number in range(sizes.minhash_rounds)]
+    word_bytes = sum(write_words(home, names, home / name) for name in rounds)
     peer = Datatrove(CORES)
     bench = Bench(home, cluster, RayDataExecutor(), peer)
     bench.clean(bench.tasks(names[0], "warm", stages=RULES)[: 2 * CORES])  # what is imported is not timed
@@ -329,7 +333,7 @@ def measure(home: Path, sizes: Sizes, cluster: Cluster) -> dict[str, Any]:
     say("rules")
     figures |= bench.rules(names, bytes_)
     say("minhash")
-    figures |= bench.minhash("words", word_bytes)
+    figures |= bench.minhash(rounds, word_bytes)
     say("tokenise and pack")
     figures |= bench.pack(names, bytes_)
     say("the whole preparation")
