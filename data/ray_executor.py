@@ -65,8 +65,8 @@ class RayDataExecutor:
 def _blocks(tasks: int) -> int:
     import ray
 
-    wanted = round(_BLOCKS_PER_CPU * ray.cluster_resources().get("CPU", 0))
-    return min(tasks, max(wanted, _FEWEST_BLOCKS), _MAX_BLOCKS)
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    return min(tasks, max(_BLOCKS_PER_CPU * cpus, _FEWEST_BLOCKS), _MAX_BLOCKS)
 
 
 def _memory(shards: Sequence[Any]) -> int | None:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from data.errors import MantaError
-from tuning.samplers import Exhausted, Suggestion, make_sampler, random_point
+from tuning.asking import Suggestion
+from tuning.samplers import Exhausted, make_sampler, random_point
 from tuning.space import JobSpace, Point, key
 from tuning.spec import StudySpec
 from tuning.study import Study

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import cast
 
 from tuning.ask import next_point
+from tuning.asking import Suggestion
 from tuning.loop import Loop, TrialsFailed
 from tuning.population import Exploit, Member, exploits, explore
-from tuning.samplers import Exhausted, Suggestion
+from tuning.samplers import Exhausted
 from tuning.spec import PopulationScheduler
 from tuning.study import AT_STEP, PARENT, PLACE, Study, born_at, standing
 from tuning.trials import Ended, ForkFailed, PopulationTrials

@@ -6,42 +6,25 @@ Nothing is kept between asks, so whoever goes on with a study asks the same.
 import math
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import optuna
-import xxhash
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from tuning.asking import Suggestion, asked, seed_of
 from tuning.parameters import ChoiceParameter, Parameter
 from tuning.space import Point, Space, key
 from tuning.spec import SamplerName, StudySpec
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    point: Point
-    sampler: str
-    """What it is from."""
-    system: Mapping[str, Any] = field(default_factory=dict)
-    """What Optuna's sampler wants to find at the trial later."""
 
 
 class Exhausted(Exception):
     """Every point of the space was tried."""
 
 
-Direction = Literal["minimize", "maximize"]
 Sampler = Callable[[Sequence[FrozenTrial], int, int], Suggestion]
 """(trials, number of the trial to begin, attempt at it) -> suggestion."""
-
-
-def seed_of(*parts: int | str) -> int:
-    """31 bits, which every generator takes."""
-    return xxhash.xxh64_intdigest("/".join(map(str, parts)).encode()) & 0x7FFFFFFF
 
 
 def make_sampler(spec: StudySpec, space: Space) -> Sampler:
@@ -55,14 +38,14 @@ def make_sampler(spec: StudySpec, space: Space) -> Sampler:
 
 
 def random_point(space: Space, seed: int, number: int, attempt: int) -> Point:
-    return _optuna(optuna.samplers.RandomSampler(seed=seed_of(seed, number, attempt)), ["minimize"], space, []).point
+    return asked(optuna.samplers.RandomSampler(seed=seed_of(seed, number, attempt)), ["minimize"], space, []).point
 
 
 def _ask(name: str, spec: StudySpec, space: Space, trials: Sequence[FrozenTrial], number: int, attempt: int) -> Suggestion:
     if name == "qmc":
         return Suggestion(_quasi_random(space, spec.seed, number + attempt), "qmc")
     sampler = _SAMPLERS[name](spec, seed_of(spec.seed, number, attempt))
-    made = _optuna(sampler, [each.direction for each in spec.objectives], space, trials)
+    made = asked(sampler, [each.direction for each in spec.objectives], space, trials)
     return Suggestion(made.point, name, made.system)
 
 
@@ -83,33 +66,6 @@ _SAMPLERS: dict[str, Callable[[StudySpec, int], BaseSampler]] = {
     "random": lambda spec, seed: optuna.samplers.RandomSampler(seed=seed),
     "evolution": lambda spec, seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=spec.sampler.population),
 }
-
-
-def _optuna(sampler: BaseSampler, directions: Sequence[Direction], space: Space, trials: Sequence[FrozenTrial]) -> Suggestion:
-    """What an Optuna sampler asks for, given these trials."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(directions=list(directions), sampler=sampler)
-        for trial in trials:
-            study.add_trial(trial)
-        asked = study.ask()
-        params: dict[str, Any] = {}
-        for path, distribution in space.distributions.items():
-            if space.applies(path, space.decode(params)):
-                params[path] = _suggest(asked, path, distribution)
-    system = study.get_trials(deepcopy=False)[-1].system_attrs
-    return Suggestion(space.decode(params), "", system)
-
-
-def _suggest(asked: optuna.Trial, path: str, distribution: BaseDistribution) -> Any:
-    match distribution:
-        case FloatDistribution():
-            return asked.suggest_float(path, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
-        case IntDistribution():
-            return asked.suggest_int(path, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
-        case CategoricalDistribution():
-            return asked.suggest_categorical(path, distribution.choices)
-    raise AssertionError(f"a space has no {type(distribution).__name__}")
 
 
 # -- without a model ---------------------------------------------------------------------------------------------------

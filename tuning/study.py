@@ -9,8 +9,8 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from tuning.asking import Suggestion
 from tuning.compat_optuna import set_constraint
-from tuning.samplers import Suggestion
 from tuning.space import JobSpace, Point
 from tuning.spec import StudySpec
 from tuning.views import Standing
