@@ -24,7 +24,7 @@ from data.manifest import Manifest, Split
 # Fitting and measuring read at most about this many positions, in rows at even distance, so that memory stays bounded.
 FIT_TOKENS = 1 << 26
 MEASURED_TOKENS = 1 << 23
-_TOKENS_AT_A_TIME = 1 << 22
+_TOKENS_AT_A_TIME = 1 << 20
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -106,9 +106,12 @@ def _count(dataset: PackedDataset, split: Split, rows: Sequence[int]) -> tuple[U
         mask = batch.target_mask
         tokens = batch.tokens.astype(np.uint64)
         new, times = np.unique(tokens[:, :-1][mask] * vocab + tokens[:, 1:][mask], return_counts=True)
-        merged, where = np.unique(np.concatenate([pairs, new]), return_inverse=True)
-        counts = np.bincount(where, weights=np.concatenate([counts, times]), minlength=len(merged)).astype(np.int64)
-        pairs = merged
+        at = np.searchsorted(pairs, new)  # to sort both anew takes thrice their memory
+        inside = at < len(pairs)
+        known = np.zeros(len(new), bool)
+        known[inside] = pairs[at[inside]] == new[inside]
+        counts[at[known]] += times[known]
+        pairs, counts = np.insert(pairs, at[~known], new[~known]), np.insert(counts, at[~known], times[~known])
     return pairs, counts
 
 

@@ -226,6 +226,14 @@ def test_ngram_losses_are_those_counted_by_hand(dataset: PackedDataset) -> None:
     assert dataset.manifest.bigram_loss < dataset.manifest.unigram_loss
 
 
+def test_ngram_losses_are_the_same_however_few_rows_are_counted_at_a_time(
+    dataset: PackedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = held_out_losses(dataset)
+    monkeypatch.setattr("data.ngrams._TOKENS_AT_A_TIME", 1)
+    assert held_out_losses(dataset) == at_once
+
+
 def test_ngram_losses_can_be_measured_on_the_rows_that_a_model_is_measured_on(dataset: PackedDataset) -> None:
     rows = range(dataset.num_rows("held_out"))
     assert held_out_losses(dataset, rows) == held_out_losses(dataset)
