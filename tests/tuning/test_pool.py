@@ -1,4 +1,4 @@
-"""Real trials: the engine on the session's cluster, in warm actors."""
+"""What only warm actors do; what they have in common with all trials is in ``test_trials.py``."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from optuna.storages import JournalStorage
 
+from tests.tuning.talk import heard, steps, to_the_end
 from tests.tuning.tiny import job
 from tests.workers.conftest import tiny_data as tiny_data
 from tuning.journal import KnownJournal
@@ -14,7 +15,7 @@ from tuning.pool import ActorTrials, trial_directory
 from tuning.population_loop import PopulationLoop
 from tuning.spec import StudySpec
 from tuning.study import Study
-from tuning.trials import Assignment, Ended, ForkFailed, Measured, News
+from tuning.trials import Assignment, Ended, ForkFailed, Measured
 
 pytestmark = pytest.mark.cluster
 
@@ -26,55 +27,17 @@ def trials(ray_cluster: None, tiny_data: Path, tmp_path: Path) -> Iterator[Actor
     made.close()
 
 
-def heard(trials: ActorTrials) -> News:
-    (news,) = trials.news(120)
-    return news
-
-
-def to_the_end(trials: ActorTrials) -> list[News]:
-    said = [heard(trials)]
-    while isinstance(said[-1], Measured):
-        trials.answer(said[-1].number, go_on=True)
-        said.append(heard(trials))
-    return said
-
-
-def test_a_trial_measures_waits_and_ends_with_its_figures_and_its_worker_is_used_again(
-    trials: ActorTrials, tmp_path: Path
-) -> None:
+def test_a_worker_is_used_again_and_trains_as_it_did(trials: ActorTrials, tmp_path: Path) -> None:
     trials.begin(Assignment(0, job()))
-    assert trials.free == 0
-    *measured, ended = to_the_end(trials)
-    assert [news.step for news in measured if isinstance(news, Measured)] == [2, 4]
-    assert isinstance(ended, Ended)
-    assert ended.outcome == "succeeded"
-    assert ended.metrics.keys() >= {"eval_loss", "train_loss", "loss", "seconds", "memory_bytes", "tokens_per_second"}
+    first = to_the_end(trials)
     assert (trial_directory(tmp_path, 0) / "checkpoints" / "step-00000006").is_dir()
-    first = trials._slots[0].worker
-
+    worker = trials._slots[0].worker
     trials.begin(Assignment(1, job()))
-    *measured_again, again = to_the_end(trials)
-    assert trials._slots[0].worker is first
-    losses = [[news.metrics["eval_loss"] for news in said if isinstance(news, Measured)] for said in (measured, measured_again)]
+    again = to_the_end(trials)
+    assert trials._slots[0].worker is worker
+    assert steps(first) == [2, 4]
+    losses = [[news.metrics["eval_loss"] for news in said if isinstance(news, Measured | Ended)] for said in (first, again)]
     assert losses[0] == losses[1]
-    assert isinstance(again, Ended)
-    assert again.metrics["eval_loss"] == ended.metrics["eval_loss"]
-
-
-def test_a_trial_that_is_stopped_ends_where_it_stands(trials: ActorTrials) -> None:
-    trials.begin(Assignment(0, job()))
-    assert isinstance(heard(trials), Measured)
-    trials.answer(0, go_on=False)
-    assert heard(trials) == Ended(0, "stopped")
-    assert trials.free == 1
-
-
-def test_a_trial_that_the_user_can_mend_says_what_and_is_not_run_again(trials: ActorTrials) -> None:
-    trials.begin(Assignment(0, job(global_batch_size=4096)))
-    ended = heard(trials)
-    assert isinstance(ended, Ended)
-    assert (ended.outcome, ended.retry) == ("failed", False)
-    assert ended.code == "not_enough_data"
 
 
 def test_a_trial_whose_worker_is_killed_may_be_run_again_and_goes_on_from_its_checkpoint(

@@ -1,4 +1,5 @@
-"""What a study may count on, wherever its trials run: in warm actors, or as jobs of a service whose cluster only pretends."""
+"""What a study may count on, wherever its trials run: in warm actors, as jobs of a service whose cluster only pretends, or
+nowhere, as in the tests of its loop."""
 
 import shlex
 import time
@@ -16,10 +17,12 @@ from service.states import FINAL, JobState
 from service.views import JobView
 from tests.api.conftest import FakeLauncher, Manta
 from tests.tuning import tiny
+from tests.tuning.fakes import FakeTrials
+from tests.tuning.talk import heard, steps, to_the_end
 from tests.workers.conftest import tiny_data as tiny_data
 from tuning.children import ChildrenApi, ChildTrials
 from tuning.pool import ActorTrials
-from tuning.trials import Assignment, Ended, Measured, News, Trials
+from tuning.trials import Assignment, Ended, Measured, Trials
 from workers.attempt import Order, Report, ReportBatch, ReportKind
 from workers.spec import TrainSpec
 
@@ -27,26 +30,6 @@ from workers.spec import TrainSpec
 def job(**training: Any) -> dict[str, Any]:
     """Its checkpoints are on disk when a trial measures."""
     return tiny.job(**training) | {"checkpoint": {"interval": 2, "asynchronous": False}}
-
-
-def heard(trials: Trials) -> News:
-    said: Sequence[News] = []
-    while not said:
-        said = trials.news(120)
-    (news,) = said
-    return news
-
-
-def to_the_end(trials: Trials) -> list[News]:
-    said = [heard(trials)]
-    while isinstance(said[-1], Measured):
-        trials.answer(said[-1].number, go_on=True)
-        said.append(heard(trials))
-    return said
-
-
-def steps(said: Sequence[News]) -> list[int]:
-    return [news.step for news in said if isinstance(news, Measured)]
 
 
 # -- a cluster that pretends -------------------------------------------------------------------------------------------
@@ -156,11 +139,23 @@ class Place:
     """What the study's next attempt works with."""
 
 
-@pytest.fixture(params=[pytest.param("inside", marks=pytest.mark.cluster), "jobs"])
+FIGURES = {"eval_loss": 0.1, "train_loss": 0.2, "loss": 0.2, "seconds": 1.0, "memory_bytes": 1e6, "tokens_per_second": 9.0}
+
+
+def pretended(job: Mapping[str, Any], step: int) -> Mapping[str, float] | Ended:
+    if job["training"]["global_batch_size"] > 1000:
+        return Ended(0, "failed", code="not_enough_data", reason="the data has too few rows")
+    return FIGURES if step == job["training"]["steps"] else {"loss": 1 / step, "eval_loss": 1 / step}
+
+
+@pytest.fixture(params=[pytest.param("inside", marks=pytest.mark.cluster), "jobs", "nowhere"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "jobs":
         found: Jobs = request.getfixturevalue("jobs")
         yield Place(found.trials, found.again)
+        return
+    if request.param == "nowhere":
+        yield Place(FakeTrials(pretended, (2, 4, 6)), lambda: FakeTrials(pretended, (2, 4, 6)))
         return
     request.getfixturevalue("ray_cluster")
     data = request.getfixturevalue("tiny_data")
