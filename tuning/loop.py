@@ -133,15 +133,15 @@ class Loop:
         if news.outcome == "failed":
             self._failed(news)
             return
-        metrics = dict(news.metrics)
+        spec, metrics = self._study.spec, dict(news.metrics)
         self._require_metrics(metrics)
-        values = [metrics[each.metric] for each in self._study.spec.objectives]
-        if not all(map(math.isfinite, values)):
-            shown = ", ".join(f"{each.metric} {value}" for each, value in zip(self._study.spec.objectives, values, strict=True))
-            self._study.fail(news.number, f"no number: {shown}")
+        names = [each.metric for each in spec.objectives] + [each.metric for each in spec.limits]
+        wanted = {name: metrics[name] for name in names}
+        if unusable := ", ".join(f"{name} {value}" for name, value in wanted.items() if not math.isfinite(value)):
+            self._study.fail(news.number, f"no number: {unusable}")
             self._require_hope(news.number)
             return
-        self._study.complete(news.number, values, metrics)
+        self._study.complete(news.number, [metrics[each.metric] for each in spec.objectives], metrics)
 
     def _failed(self, news: Ended) -> None:
         retries = self._study.retries(news.number)

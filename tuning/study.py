@@ -1,5 +1,6 @@
 """A study's trials in its journal: which there are, what became of them. One entry begins a trial, with its whole point."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -33,8 +34,11 @@ class Study:
         self.spec = spec
         self.space = JobSpace(spec)
         self._storage = storage
-        directions = [each.direction for each in spec.objectives]
-        self.optuna = optuna.create_study(storage=storage, study_name=NAME, directions=directions, load_if_exists=True)
+        try:
+            self.optuna = optuna.load_study(study_name=NAME, storage=storage)
+        except KeyError:  # asked to create what is there, Optuna writes a line before it looks, which nobody else's journal has
+            directions = [each.direction for each in spec.objectives]
+            self.optuna = optuna.create_study(storage=storage, study_name=NAME, directions=directions)
         self._id = storage.get_study_id_from_name(NAME)
         self._total_steps: dict[int, int] = {}
 
@@ -59,7 +63,8 @@ class Study:
         return [trial for trial in self.trials if ORIGIN not in trial.user_attrs]
 
     def adopt(self, name: str, earlier: "Study") -> None:
-        """Know the complete trials of an earlier study, if no trial of this one was begun. Adopting twice changes nothing."""
+        """Know the complete trials of an earlier study, if no trial of this one was begun. They are held against the limits of
+        this study; one that did not measure what is limited stays unknown. Adopting twice changes nothing."""
         if self.own:
             return
         known = [trial.user_attrs[ORIGIN] for trial in self.trials]
@@ -67,13 +72,16 @@ class Study:
             origin = [name, trial.number]
             if trial.state is not TrialState.COMPLETE or origin in known:
                 continue
+            metrics = trial.user_attrs[METRICS]
+            if not all(limit.metric in metrics for limit in self.spec.limits):
+                continue
             copy = create_trial(
                 params=trial.params,
                 distributions=trial.distributions,
                 values=trial.values,
                 intermediate_values=trial.intermediate_values,
-                constraints=trial.constraints,
-                user_attrs={SAMPLER: name, METRICS: trial.user_attrs[METRICS], ORIGIN: origin},
+                constraints=self._excesses(metrics),
+                user_attrs={SAMPLER: name, METRICS: metrics, ORIGIN: origin},
             )
             self.optuna.add_trial(copy)
 
@@ -153,7 +161,7 @@ class Study:
         """A trial that came to its end. One that is beyond a limit is infeasible."""
         for name, excess in self._excesses(metrics).items():
             set_constraint(self._storage, self._trial_id(number), name, excess)
-        self.note(number, METRICS, dict(metrics))
+        self.note(number, METRICS, {each: value for each, value in metrics.items() if math.isfinite(value)})  # JSON has no NaN
         self.optuna.tell(number, list(values))
 
     def _excesses(self, metrics: Mapping[str, float]) -> dict[str, float]:

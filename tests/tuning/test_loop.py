@@ -10,7 +10,7 @@ from optuna.storages import JournalStorage
 
 from tests.tuning.fakes import FakeTrials, Killed, Objective, Recorder, points
 from tuning.ask import NoValidPoint
-from tuning.journal import ReportedJournal
+from tuning.journal import KnownJournal, ReportedJournal
 from tuning.loop import HOPELESS, Loop, MetricMissing, NothingFeasible, TrialsFailed
 from tuning.spec import StudySpec
 from tuning.study import Study, standing
@@ -143,6 +143,25 @@ def test_a_study_that_begins_from_an_earlier_one_knows_its_trials_and_spends_its
     assert all(point["training.learning_rate"] != 4e-3 for point in points(study)[8:]), "the base was tried before"
 
 
+def test_trials_of_an_earlier_study_are_held_against_the_limits_of_this_one() -> None:
+    earlier, _ = run(spec(points=[{"training.learning_rate": 0.01}], sampler="gp", budget={"trials": 12}))
+    limited = spec(seed=1, sampler="gp", limits=[{"metric": "memory", "at_most": 5.0}], budget={"trials": 3})
+    recorder = Recorder()
+    later = Study(limited, JournalStorage(ReportedJournal(recorder.lines, recorder)))
+    later.adopt("earlier", earlier)
+    assert [standing(trial) for trial in later.trials[:2]] == ["complete", "infeasible"]
+    study, _ = run(limited, recorder=recorder)
+    assert sum(study.standings().values()) == 3
+    assert rate_of(study) <= 5e-3
+    unknown = Study(spec(limits=[{"metric": "f1", "at_least": 0.5}]), JournalStorage(KnownJournal([])))
+    unknown.adopt("earlier", earlier)
+    assert unknown.trials == []
+
+
+def rate_of(study: Study) -> float:
+    return float(study.best()[0].params["training.learning_rate"])
+
+
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +193,25 @@ def test_a_result_that_is_no_number_is_a_failure() -> None:
     study, _ = run(spec(), lambda job, step: {"eval_loss": math.nan if rate(job) == 4e-3 else 1.0})
     assert standing(study.trials[0]) == "failed"
     assert study.trials[0].user_attrs["reason"] == "no number: eval_loss nan"
+
+
+def test_a_limited_figure_that_is_no_number_is_a_failure_and_other_such_figures_are_left_out() -> None:
+    figures = {"eval_loss": 1.0, "memory": 1.0, "grad_norm": math.inf}
+    study, _ = run(
+        spec(limits=[{"metric": "memory", "at_most": 5.0}]),
+        lambda job, step: figures | {"memory": math.nan if rate(job) == 4e-3 else 1.0},
+    )
+    assert (standing(study.trials[0]), study.reason(0)) == ("failed", "no number: memory nan")
+    assert study.trials[1].user_attrs["metrics"] == {"eval_loss": 1.0, "memory": 1.0}
+
+
+def test_what_is_no_number_on_the_way_is_no_part_of_a_curve_and_stops_nothing() -> None:
+    def gap(job: Mapping[str, Any], step: int) -> Mapping[str, float]:
+        return {"eval_loss": math.nan} if step == 10 else bowl(job, step)
+
+    study, trials = run(spec(scheduler={"type": "asha", "grace_steps": 10, "reduction_factor": 2}), gap)
+    assert {step for trial in study.trials for step in trial.intermediate_values} == {20}
+    assert set(trials.stopped) < set(range(8))
 
 
 def test_a_study_whose_every_trial_fails_ends_soon_with_the_reason() -> None:
