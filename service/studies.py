@@ -3,11 +3,12 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from data.errors import MantaError
@@ -40,6 +41,13 @@ class TrialNotFound(MantaError):
     status = 404
 
 
+class PopulationEnded(MantaError):
+    """The members of a population have trained to their end: more budget would begin none."""
+
+    code = "population_ended"
+    status = 409
+
+
 class StudyView(StudySummary):
     job: JobView
     importances: dict[str, float]
@@ -65,7 +73,9 @@ class Studies:
 
         with self._lock:
             job, study = self._study(job_id)
-            return StudyView(job=job_view(job), importances=importances(study), **dict(summary(study)))
+            shown = summary(study)
+            shown.best = self._with_jobs(job_id, shown.best)
+            return StudyView(job=job_view(job), importances=importances(study), **dict(shown))
 
     def trials(self, job_id: str, *, cursor: str | None = None, limit: int = 200) -> Page[TrialView]:
         """By number. Raises ``InvalidCursor``."""
@@ -75,7 +85,7 @@ class Studies:
         end = first + max(1, min(limit, MAX_PAGE))
         with self._lock:
             _, study = self._study(job_id)
-            items = [trial_view(study, trial) for trial in study.trials[first:end]]
+            items = self._with_jobs(job_id, [trial_view(study, trial) for trial in study.trials[first:end]])
             more = cursors.encode("trials", end) if len(study.trials) > end else None
         return Page[TrialView](items=items, next_cursor=more)
 
@@ -83,7 +93,7 @@ class Studies:
         from tuning.summary import summary
 
         with self._lock:
-            return summary(self._study(job_id)[1]).best
+            return self._with_jobs(job_id, summary(self._study(job_id)[1]).best)
 
     def job_of(self, job_id: str, number: int) -> dict[str, Any]:
         """A trial's point put into the study's base: a training job. Raises ``TrialNotFound``."""
@@ -103,13 +113,21 @@ class Studies:
     def extend(self, job_id: str, budget: Mapping[str, Any]) -> JobView:
         """Give a study that does not run more budget. One that has ended is queued again, and goes on where it was.
 
-        Raises ``IllegalTransition`` while it runs, ``SpecInvalid`` where the budget is none, or no larger.
+        Raises ``IllegalTransition`` while it runs, ``SpecInvalid`` where the budget is none, or no larger,
+        ``PopulationEnded``.
         """
         with self._store.write() as session:
             _find(session, job_id)
             job = lock_job(session, job_id)
             if job.state not in (*FINAL, JobState.PAUSED):
                 raise IllegalTransition(f"study {job.id} is {job.state}; pause it first")
+            if job.state is JobState.SUCCEEDED and job.spec["scheduler"]["type"] == "pbt":
+                raise PopulationEnded(
+                    f"the members of {job.name} have trained to their end, and more budget would begin none. A population is"
+                    " extended before that, while it is paused; after it, submit a new study, with a larger population, more"
+                    " training.steps, or the best point among its points",
+                    pointer="/scheduler/type",
+                )
             try:
                 more = Budget.model_validate({**job.spec["budget"], **budget})
             except ValidationError as error:
@@ -134,6 +152,14 @@ class Studies:
         with self._store.read() as session:
             _find(session, job_id)
             return read_journal(session, job_id)
+
+    def _with_jobs(self, job_id: str, trials: Sequence[TrialView]) -> list[TrialView]:
+        """The trials of a study, each with the job that trains it."""
+        numbers = [trial.number for trial in trials]
+        of_trials = select(Job.trial, Job.id).where(Job.parent == job_id, Job.trial.in_(numbers))
+        with self._store.read() as session:
+            jobs = dict(session.execute(of_trials).tuples().all())
+        return [trial.model_copy(update={"job_id": jobs.get(trial.number)}) for trial in trials]
 
     def _study(self, job_id: str) -> "tuple[Job, Study]":
         from optuna.storages import JournalStorage

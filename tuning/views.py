@@ -36,6 +36,8 @@ class TrialView(BaseModel):
     """Everything that a complete trial measured."""
     started_at: datetime
     ended_at: datetime | None
+    job_id: str | None = None
+    """The job that trains it, where trials are jobs of their own. The service fills it in; no journal has it."""
 
 
 class StudySummary(BaseModel):

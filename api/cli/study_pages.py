@@ -47,7 +47,8 @@ def _best(trials: Sequence[TrialView]) -> Table:
     table = Table.grid(padding=(0, 2))
     for trial in trials:
         values = "   ".join(f"{name} {value:.5g}" for name, value in trial.values.items())
-        table.add_row(Text(f"trial {trial.number}", "green"), Text(values, "bold"), Text(point_text(trial.point)))
+        job = [f"job {trial.job_id}"] if trial.job_id else []
+        table.add_row(Text(f"trial {trial.number}", "green"), Text(values, "bold"), Text(point_text(trial.point)), *job)
     return table
 
 
@@ -76,8 +77,10 @@ def _worth_showing(study: StudyView, trials: Sequence[TrialView]) -> list[TrialV
 
 
 def trials_table(trials: Sequence[TrialView]) -> Table:
+    """``job`` is there where trials are jobs of their own."""
+    are_jobs = any(trial.job_id for trial in trials)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
-    for column in ("trial", "state", "steps", "value", "curve", "from", "took"):
+    for column in ("trial", "state", "steps", "value", "curve", "from", "took", *(["job"] if are_jobs else [])):
         table.add_column(column, no_wrap=True, justify="right" if column in ("trial", "steps", "value", "took") else "left")
     table.add_column("point", overflow="fold")
     table.add_column("why", overflow="fold")
@@ -93,6 +96,7 @@ def trials_table(trials: Sequence[TrialView]) -> Table:
             spark([trial.curve[step] for step in sorted(trial.curve)]),
             trial.sampler if trial.parent is None else f"trial {trial.parent} at {trial.at_step}",
             took,
+            *([trial.job_id or ""] if are_jobs else []),
             Text(point_text(trial.point)),
             Text(trial.reason or ""),
         )

@@ -105,7 +105,8 @@ def resume(job_id: JobId, use: Use) -> JobView:
 
 @router.post("/{job_id}:extend", operation_id="extendStudy", responses=docs.problems(404, 409, 422))
 def extend(job_id: JobId, budget: BudgetChange, use: Use) -> JobView:
-    """Give a study that has ended, or is paused, a larger budget. One that has ended is queued again."""
+    """Give a study that has ended, or is paused, a larger budget. One that has ended is queued again; a population that has
+    ended, whose members have trained to their end, takes no more (409 `population_ended`)."""
     return use.studies.extend(job_id, budget.model_dump(exclude_unset=True))
 
 

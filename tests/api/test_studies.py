@@ -95,6 +95,23 @@ def test_the_export_is_the_journal(manta: Manta, study: str) -> None:
     assert list(manta.client.journal(study)) == JOURNAL
 
 
+def test_a_trial_that_is_a_job_says_which(manta: Manta) -> None:
+    study = manta.http.post("/studies", json=STORY | {"trials": "jobs"}).json()["id"]
+    assert manta.launcher.submitted.wait(20)
+    order = Order.model_validate_json((manta.settings.jobs_dir / study / "attempts" / "1" / "order.json").read_bytes())
+    assert manta.report(order, report(0, JOURNAL)).status_code == 200
+    (best,) = manta.client.study(study).best
+    assert best.job_id is None
+    url, headers = f"/jobs/{study}/attempts/1/children", {"Authorization": f"Bearer {order.token}"}
+    jobs = [
+        manta.http.put(f"{url}/{number}", json=manta.client.trial_job(study, number), headers=headers).json()["job_id"]
+        for number in range(12)
+    ]
+    assert [trial.job_id for trial in manta.client.trials(study).items] == jobs
+    assert [trial.job_id for trial in manta.client.study(study).best] == [jobs[best.number]]
+    assert [trial["job_id"] for trial in manta.http.get(f"/studies/{study}/best").json()] == [jobs[best.number]]
+
+
 def test_a_study_that_has_not_begun_has_no_trials(manta: Manta) -> None:
     study = manta.http.post("/studies", json=STORY).json()["id"]
     view = manta.client.study(study)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
@@ -12,6 +13,7 @@ from service.validation import SpecInvalid
 from tests.cli.test_with_a_service import Service
 from tests.cli.test_with_a_service import service as service
 from tests.tuning.stories import told, told_of_a_population
+from workers.attempt import Order
 
 STORY, JOURNAL = told()
 
@@ -102,6 +104,41 @@ def test_of_a_population_the_parents_are_shown_and_the_point_is_said_to_be_the_l
     assert yaml.safe_load(job.read_text())["training"]["learning_rate"] == best["point"]["training.learning_rate"]
     assert len(best["lineage"]) > 1
     assert "It is the last of a schedule" in " ".join(applied.stderr.split())
+
+
+def test_a_population_that_has_ended_is_not_extended_and_the_error_says_what_to_do(service: Service, tmp_path: Path) -> None:
+    story, _ = told_of_a_population()
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(story))
+    service.end(service.started(path), "succeeded")
+    assert service.manta("watch", "population").exit_code == 0
+    extended = service.manta("tune", "extend", "population", "--trials", "90")
+    assert extended.exit_code == 1
+    assert "while it is paused; after it, submit a new study" in " ".join(extended.stderr.split())
+    assert "/scheduler/type" in extended.stderr
+
+
+def test_the_job_of_a_trial_is_shown_where_trials_are_jobs(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STORY | {"trials": "jobs"}))
+    order = service.started(path)
+    service.report(order, "journal", by=-1, first=0, lines=JOURNAL)
+    assert "job" not in service.manta("tune", "trials", "rates").stdout
+    best = service.json("tune", "show", "rates")["best"][0]["number"]
+    job = begun(service, order, best)
+    assert [trial["job_id"] for trial in service.json("tune", "trials", "rates") if trial["job_id"]] == [job]
+    shown = service.manta("tune", "show", "rates").stdout
+    assert f"job {job}" in next(line for line in shown.splitlines() if line.startswith(f"trial {best} "))
+    table = service.manta("tune", "trials", "rates").stdout.splitlines()
+    assert job in next(line for line in table if line.split()[:1] == [str(best)])
+
+
+def begun(service: Service, order: Order, trial: int) -> str:
+    """The id of a trial's job, as the study's driver makes it."""
+    url = f"{service.url}/api/v1/jobs/{order.job_id}/attempts/{order.attempt}/children/{trial}"
+    answer = httpx.put(url, json=STORY["base"], headers={"Authorization": f"Bearer {order.token}"})
+    assert answer.is_success, answer.text
+    return str(answer.json()["job_id"])
 
 
 def test_a_figure_is_json_or_a_page_that_needs_nothing_else(study: Service, tmp_path: Path) -> None:

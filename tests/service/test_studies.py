@@ -9,9 +9,10 @@ from service.models import JournalLine
 from service.resolve import StudyExists
 from service.spec import TuneJob
 from service.states import IllegalTransition
-from service.studies import Studies
+from service.studies import PopulationEnded, Studies
 from service.validation import SpecInvalid
 from tests.service.fakes import Driver, Manta
+from tests.tuning.stories import told
 from workers.attempt import JOURNAL, WARM, Report
 
 SPACE = {"training.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2}}
@@ -147,6 +148,20 @@ def test_a_name_that_is_taken_says_by_whom(manta: Manta) -> None:
         submitted(manta)
 
 
+def test_a_study_that_is_looked_at_after_every_line_is_seen_as_it_is(manta: Manta) -> None:
+    story, lines = told()
+    job_id = manta.jobs.create(TuneJob.model_validate(story)).job.id
+    manta.supervisor.tick()
+    driver, live = manta.driver(job_id), Studies(manta.store)
+    for number, line in enumerate(lines):
+        driver.send(journal(driver, number, [line]))
+        live.trials(job_id)
+    seen = live.trials(job_id).items
+    assert seen == Studies(manta.store).trials(job_id).items
+    assert [trial.number for trial in seen] == list(range(12))
+    assert all(trial.state != "running" for trial in seen)
+
+
 def test_a_study_that_has_ended_goes_on_with_more_budget(manta: Manta) -> None:
     studies = Studies(manta.store, clock=manta.clock)
     job_id, driver = submitted(manta)
@@ -162,6 +177,32 @@ def test_a_study_that_has_ended_goes_on_with_more_budget(manta: Manta) -> None:
     manta.pass_time(1)
     assert manta.driver(job_id).order.spec["budget"] == {"trials": 80, "steps": None, "seconds": None}
     assert len(handed(manta, job_id, 2)) == len(LINES)
+
+
+def test_a_population_is_given_more_budget_while_it_is_paused_and_none_once_its_members_have_ended(manta: Manta) -> None:
+    studies = Studies(manta.store, clock=manta.clock)
+    given = {
+        "name": "population",
+        "base": {"training": {"steps": 60, "eval_interval": 10}},
+        "space": SPACE,
+        "scheduler": {"type": "pbt", "interval": 10},
+    }
+    job_id = manta.jobs.create(TuneJob.model_validate(given)).job.id
+    manta.supervisor.tick()
+    manta.jobs.pause(job_id)
+    manta.driver(job_id).ends("paused")
+    manta.pass_time(1)
+    assert studies.extend(job_id, {"trials": 80}).state == "paused"
+    manta.jobs.resume(job_id)
+    manta.pass_time(1)
+    manta.driver(job_id).ends("succeeded")
+    manta.pass_time(1)
+    with pytest.raises(
+        PopulationEnded, match="extended before that, while it is paused; after it, submit a new study"
+    ) as caught:
+        studies.extend(job_id, {"trials": 90})
+    assert caught.value.pointer == "/scheduler/type"
+    assert (manta.job(job_id).state, manta.job(job_id).spec["budget"]["trials"]) == ("succeeded", 80)
 
 
 def test_a_journal_goes_with_its_job(manta: Manta, tmp_path: Path) -> None:
