@@ -25,7 +25,7 @@ from workers.spec import TrainSpec
 PATH = Path(__file__).parent / "tables" / "tiny_moe.json"
 
 SPACE: dict[str, list[Any]] = {
-    "training.learning_rate": [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064],
+    "training.learning_rate": [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256],
     "training.warmup_fraction": [0.02, 0.1, 0.3],
     "training.weight_decay": [0.0, 0.2],
     "training.optimizer": ["adamw", "muon"],
@@ -35,7 +35,7 @@ SPACE: dict[str, list[Any]] = {
 STEPS, INTERVAL = 81, 9
 
 
-def base(corpus: Path) -> dict[str, Any]:
+def base(corpus: Path | str) -> dict[str, Any]:
     """The training job that points are put into."""
     return {
         "data_pipeline": {"sources": [{"path": str(corpus)}], "sequence_length": 64, "held_out_fraction": 0.05},
