@@ -1,5 +1,6 @@
 """A study over REST on a real cluster, and what it survives."""
 
+import re
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +45,10 @@ def decided(house: House, job: JobView) -> list[tuple[Any, ...]]:
     """What a study decided and found, trial by trial."""
     with house.client() as client:
         trials = client.trials(job.id).items
-    return [(each.number, each.point, each.state, each.values, each.curve, each.reason) for each in trials]
+    return [
+        (each.number, each.point, each.state, each.values, each.curve, each.reason, each.parent, each.lineage)
+        for each in trials
+    ]
 
 
 def test_a_study_whose_driver_and_service_are_killed_decides_as_one_that_was_not(
@@ -69,6 +73,56 @@ def test_a_study_whose_driver_and_service_are_killed_decides_as_one_that_was_not
     assert again.state is JobState.SUCCEEDED, again.failure
     assert again.attempt == 2
     assert decided(house, again) == decided(house, ended)
+
+
+POPULATION = {
+    "sampler": "auto",
+    "scheduler": {"type": "pbt", "population": 3, "interval": 10, "resample_probability": 0.0},
+    "points": [{"training.learning_rate": 1e-4}],
+    "budget": {"trials": 9},
+}
+
+
+def test_a_population_whose_driver_is_killed_loses_no_trial_and_runs_none_twice(house: House, study: Spec) -> None:
+    with house.client() as client:
+        whole = client.submit(study("population", **POPULATION))
+    ended = house.ended(whole.id)
+    assert ended.state is JobState.SUCCEEDED, ended.failure
+
+    with house.client() as client:
+        job = client.submit(study("population-killed", **POPULATION))
+        until(lambda: any(trial.state == "pruned" for trial in client.trials(job.id).items), "the first exploit")
+        for driver in drivers_of(house, job):
+            driver.send_signal(signal.SIGKILL)
+        again = house.ended(job.id)
+        trials = client.trials(job.id).items
+    assert again.state is JobState.SUCCEEDED, again.failure
+    assert again.attempt == 2
+    assert decided(house, again) == decided(house, ended)
+
+    assert again.result is not None
+    assert again.result["trials"] == {"complete": 3, "pruned": 2}, "at steps 10 and 20 one of three takes over"
+    assert again.result["steps"] == 3 * 30
+    for child in trials[3:]:
+        assert child.parent is not None
+        parent = trials[child.parent]
+        (replaced,) = (each for each in trials if each.reason == f"exploited trial {parent.number} at step {child.at_step}")
+        assert parent.curve[child.at_step] < replaced.curve[child.at_step]
+        assert child.lineage == [*parent.lineage, (child.at_step, child.point)]
+    (first,) = (each.number for each in trials if each.reason and each.reason.endswith("step 10"))
+    begun, loaded = of_the_log(house, again, attempt=2)
+    assert first not in begun, "what has ended is not begun again"
+    assert loaded.keys() == begun, "what had trained goes on from where it was saved"
+    assert min(loaded.values()) >= 10
+
+
+def of_the_log(house: House, job: JobView, attempt: int) -> tuple[set[int], dict[int, int]]:
+    """(trials that the warm workers of an attempt were given, trial -> step of the first checkpoint that it was loaded from)"""
+    logs = (house.home / "jobs" / job.id / "logs" / f"attempt-{attempt}").glob("rank-*")
+    text = "".join(path.read_text() for path in logs)
+    loaded = re.findall(r"loaded the checkpoint of step (\d+) from \S+/trials/(\d+)/", text)
+    begun = {int(number) for number in re.findall(r"trial (\d+) begins", text)}
+    return begun, {int(trial): int(step) for step, trial in reversed(loaded)}
 
 
 def test_trials_that_are_jobs_outlive_the_driver_of_their_study_and_none_is_run_twice(house: House, study: Spec) -> None:
