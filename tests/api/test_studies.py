@@ -1,12 +1,19 @@
 """Studies over HTTP: what a journal says, as JSON."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
+from service.store import Store
 from tests.api.conftest import Manta, Start
 from tests.tuning.stories import told
 from workers.attempt import Order, Report
+from workers.reporter import Reporter
 
 STORY, JOURNAL = told()
 
@@ -110,6 +117,37 @@ def test_a_trial_that_is_a_job_says_which(manta: Manta) -> None:
     assert [trial.job_id for trial in manta.client.trials(study).items] == jobs
     assert [trial.job_id for trial in manta.client.study(study).best] == [jobs[best.number]]
     assert [trial["job_id"] for trial in manta.http.get(f"/studies/{study}/best").json()] == [jobs[best.number]]
+
+
+def test_a_store_that_is_gone_in_mid_study_is_said_and_what_the_driver_had_to_say_is_there_when_it_is_back(
+    manta: Manta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = manta.http.post("/studies", json=STORY).json()["id"]
+    assert manta.launcher.submitted.wait(20)
+    order = Order.model_validate_json((manta.settings.jobs_dir / study / "attempts" / "1" / "order.json").read_bytes())
+    reporter = Reporter(order, 0, -1, tmp_path / "spool", start=False)
+    half = len(JOURNAL) // 2
+    reporter.journal(0, JOURNAL[:half])
+    reporter.pump()
+
+    @contextmanager
+    def gone(store: Store) -> Iterator[Session]:
+        raise OperationalError("SELECT 1", {}, OSError("disk I/O error"))
+        yield
+
+    with monkeypatch.context() as fault:
+        fault.setattr(Store, "read", gone)
+        fault.setattr(Store, "write", gone)
+        for path in ("", "/trials", "/best", "/figures/history"):
+            answer = manta.http.get(f"/studies/{study}{path}")
+            assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+        reporter.journal(half, JOURNAL[half:])
+        reporter.pump()
+        assert not reporter.flush(0)
+    reporter.pump()
+    assert reporter.close()
+    assert list(manta.client.journal(study)) == JOURNAL
+    assert sum(manta.client.study(study).trials.values()) == 12
 
 
 def test_a_study_that_has_not_begun_has_no_trials(manta: Manta) -> None:

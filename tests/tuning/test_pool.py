@@ -65,6 +65,23 @@ def test_a_trial_whose_worker_is_killed_may_be_run_again_and_goes_on_from_its_ch
     assert first.step == 6
 
 
+def test_a_trial_whose_storage_is_gone_fails_with_the_path_and_its_worker_trains_others(
+    trials: ActorTrials, tmp_path: Path
+) -> None:
+    gone = trial_directory(tmp_path, 0)
+    gone.parent.mkdir()
+    gone.write_text("no directory")
+    trials.begin(Assignment(0, job()))
+    failed = heard(trials)
+    assert isinstance(failed, Ended)
+    assert (failed.outcome, failed.code, failed.retry) == ("failed", "worker_failed", True)
+    assert str(gone) in failed.reason
+    trials.begin(Assignment(1, job()))
+    *_, ended = to_the_end(trials)
+    assert isinstance(ended, Ended)
+    assert ended.outcome == "succeeded"
+
+
 def _until_dead(worker: Any) -> None:
     """To kill returns at once: a worker that still lives would hear the answer and train on."""
     import ray
