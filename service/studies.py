@@ -134,10 +134,7 @@ class Studies:
                 raise SpecInvalid(
                     [FieldError("/" + "/".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
                 ) from None
-            for name, before in job.spec["budget"].items():
-                after = getattr(more, name)
-                if before is not None and after is not None and after < before:
-                    raise SpecInvalid([FieldError(f"/{name}", f"{after} is less than the {before} that it has")])
+            _require_more(job.spec["budget"], more)
             job.spec = {**job.spec, "budget": more.model_dump(mode="json")}
             if job.state in FINAL:
                 job.desired, job.losses, job.failure = Desired.RUNNING, 0, None
@@ -182,6 +179,17 @@ class Studies:
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return job, study
+
+
+def _require_more(before: Mapping[str, Any], more: Budget) -> None:
+    """A limit that the study did not have gives it nothing. Raises ``SpecInvalid``."""
+    now = {name: (limit, getattr(more, name)) for name, limit in before.items() if limit is not None}
+    for name, (limit, new) in now.items():
+        if new is not None and new < limit:
+            raise SpecInvalid([FieldError(f"/{name}", f"{new} is less than the {limit} that it has")])
+    if all(limit == new for limit, new in now.values()):
+        has = ", ".join(f"{limit} {name}" for name, (limit, _) in now.items())
+        raise SpecInvalid([FieldError("", f"that is no more than the budget that it has: {has}")])
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def figure(study: Study, name: str) -> dict[str, Any]:
         )
     complete = sum(trial.state is TrialState.COMPLETE for trial in study.trials)
     if complete < needed:
-        raise TooFewTrials(f"{name} needs {needed} complete trials, and the study has {complete}")
+        of = "one complete trial" if needed == 1 else f"{needed} complete trials"
+        raise TooFewTrials(f"{name} needs {of}, and the study has {complete}; those that were stopped early do not count")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         drawn: dict[str, Any] = json.loads(draw(study).to_json())

@@ -134,7 +134,7 @@ class Loop:
             self._failed(news)
             return
         spec, metrics = self._study.spec, dict(news.metrics)
-        self._require_metrics(metrics)
+        self._require_metrics(news.number, metrics)
         names = [each.metric for each in spec.objectives] + [each.metric for each in spec.limits]
         wanted = {name: metrics[name] for name in names}
         if unusable := ", ".join(f"{name} {value}" for name, value in wanted.items() if not math.isfinite(value)):
@@ -153,13 +153,14 @@ class Loop:
         self._study.fail(news.number, f"{news.code}: {news.reason}" if news.code else news.reason)
         self._require_hope(news.number)
 
-    def _require_metrics(self, metrics: Mapping[str, float]) -> None:
+    def _require_metrics(self, number: int, metrics: Mapping[str, float]) -> None:
         spec = self._study.spec
         wanted = [(f"/objectives/{i}/metric", each.metric) for i, each in enumerate(spec.objectives)]
         wanted += [(f"/limits/{i}/metric", each.metric) for i, each in enumerate(spec.limits)]
         for pointer, name in wanted:
             if name not in metrics:
                 reported = ", ".join(sorted(metrics))
+                self._study.fail(number, f"{MetricMissing.code}: it did not report {name!r}")
                 raise MetricMissing(f"no trial reports {name!r}; they report {reported}", pointer=pointer)
 
     def _require_hope(self, number: int) -> None:

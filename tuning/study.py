@@ -159,8 +159,11 @@ class Study:
 
     def complete(self, number: int, values: Sequence[float], metrics: Mapping[str, float]) -> None:
         """A trial that came to its end. One that is beyond a limit is infeasible."""
-        for name, excess in self._excesses(metrics).items():
+        excesses = self._excesses(metrics)
+        for name, excess in excesses.items():
             set_constraint(self._storage, self._trial_id(number), name, excess)
+        if beyond := ", ".join(f"{name} {metrics[name]:.5g}" for name, excess in excesses.items() if excess > 0):
+            self.note(number, REASON, f"beyond a limit: {beyond}")
         self.note(number, METRICS, {each: value for each, value in metrics.items() if math.isfinite(value)})  # JSON has no NaN
         self.optuna.tell(number, list(values))
 

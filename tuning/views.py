@@ -30,7 +30,7 @@ class TrialView(BaseModel):
     lineage: list[tuple[int, dict[str, Any]]]
     """In a population: the points that its weights were trained with, each from its optimizer step on."""
     reason: str | None
-    """Why it was stopped, or failed."""
+    """Why it was stopped, failed, or is infeasible."""
     retries: int
     metrics: dict[str, float]
     """Everything that a complete trial measured."""

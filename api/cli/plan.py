@@ -58,7 +58,8 @@ def page(planned: Planned) -> RenderableType:
     text = Text(yaml.safe_dump(first | planned.spec, sort_keys=False, allow_unicode=True).rstrip())
     if planned.plan is None:
         return text
-    return Group(text, Text(), _figures(planned.plan), Text(), _memory(planned.plan), *_remarks(planned.plan))
+    of_a_trial = [Text("One trial, as base has it", "bold")] if planned.spec["kind"] == "tune" else []
+    return Group(text, Text(), *of_a_trial, _figures(planned.plan), Text(), _memory(planned.plan), *_remarks(planned.plan))
 
 
 def _figures(plan: Plan) -> Table:

@@ -40,12 +40,15 @@ class NoSuchTrial(CommandError):
 
 @tune.command("show")
 def show_study(context: typer.Context, study: StudyArgument, output: Output = Format.TEXT) -> None:
-    """Best so far, importance, cost spent and saved, trials."""
-    from api.cli.study_pages import study_page
+    """Best so far, importance, cost spent and saved, the newest trials."""
+    from rich.console import Group
+
+    from api.cli.study_pages import study_head, study_page
 
     client, job = _found(context, study)
     view = client.study(job.id)
-    show(view, None if output is Format.JSON else study_page(view, every_trial(client, job.id)), output)
+    text = None if output is Format.JSON else Group(study_head(view.job), study_page(view, every_trial(client, job.id)))
+    show(view, text, output)
 
 
 @tune.command()
@@ -55,6 +58,7 @@ def watch(context: typer.Context, study: StudyArgument) -> None:
 
     from api.cli.connect import ClientSource
     from api.cli.feed import follow
+    from api.cli.pages import failure_text
     from api.cli.watch import EXIT_OF
     from api.cli.watch import show as show_updates
     from api.cli.watch_study import StudyScreen, TrialLines
@@ -63,6 +67,8 @@ def watch(context: typer.Context, study: StudyArgument) -> None:
     screen = StudyScreen(lambda: (client.study(job.id), every_trial(client, job.id)))
     try:
         job = show_updates(follow(ClientSource(client), job.id, time.sleep), stdout(), screen=screen, plain=TrialLines(screen))
+        if job.failure:
+            stdout().print(failure_text(job.failure))
     except KeyboardInterrupt:
         stderr().print(f"\n{job.name} goes on. `manta tune watch {job.id}` follows it again, `manta cancel {job.id}` ends it.")
         raise
@@ -93,7 +99,7 @@ def apply(
     client, job = _found(context, study)
     chosen = _chosen(client, job, trial)
     write_point(file, chosen.point, client.trial_job(job.id, chosen.number), name=job.name)
-    values = ", ".join(f"{name} {value:.5g}" for name, value in chosen.values.items())
+    values = ", ".join(f"{name} {value:.5g}" for name, value in chosen.values.items()) or chosen.state
     stderr().print(f"{file} has the point of trial {chosen.number} of {job.name} ({values}).", markup=False)
     if len(chosen.lineage) > 1:
         steps = ", ".join(str(step) for step, _ in chosen.lineage[1:])
@@ -114,8 +120,10 @@ def extend(
     output: Output = Format.TEXT,
 ) -> None:
     """Give a study that has ended, or is paused, a larger budget; one that has ended goes on where it was."""
-    client, job = _found(context, study)
     budget = {name: value for name, value in (("trials", trials), ("steps", steps), ("seconds", seconds)) if value is not None}
+    if not budget:
+        raise typer.BadParameter("say what there is more of: --trials, --steps or --seconds, each in all")
+    client, job = _found(context, study)
     extended = client.extend(job.id, **budget)
     show(extended, f"[bold]{job.name}[/] {job.id} has a larger budget (now {extended.state.value}).", output)
 

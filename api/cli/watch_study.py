@@ -41,7 +41,7 @@ class TrialLines(PlainLines):
         self._told: set[int] = set()
 
     def take(self, screen: Screen) -> list[str]:
-        lines = super().take(screen)
+        lines = []
         study = self._study_screen.study
         best = {trial.number for trial in study.best} if study else set()
         for trial in self._study_screen.trials:
@@ -49,7 +49,7 @@ class TrialLines(PlainLines):
                 continue
             self._told.add(trial.number)
             values = ", ".join(f"{name} {value:.5g}" for name, value in trial.values.items())
-            said = values or trial.reason or ""
+            said = ", ".join(word for word in (values, trial.reason) if word)
             mark = " (best so far)" if trial.number in best else ""
             lines.append(f"trial {trial.number} {trial.state}: {said}{mark}; {point_text(trial.point)}")
-        return lines
+        return [*lines, *super().take(screen)]

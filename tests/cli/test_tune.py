@@ -1,14 +1,18 @@
 """`manta tune`: what a user sees of a study, and what becomes of its best point."""
 
+import io
 import json
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
+from rich.console import Console, RenderableType
 
 from api.cli.apply import NotWritable, write_point
-from api.cli.study_pages import spark
+from api.cli.study_pages import short_names, spark, trials_table
+from api.cli.tune_commands import every_trial
+from api.client import Client
 from service.validation import SpecInvalid
 from tests.cli.test_with_a_service import Service
 from tests.cli.test_with_a_service import service as service
@@ -47,6 +51,20 @@ def test_the_page_of_a_study_tells_what_is_best_and_what_was_saved(study: Servic
         assert said in shown.stdout, shown.stdout
 
 
+def test_a_study_that_has_failed_says_why(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STORY))
+    order = service.started(path)
+    failure = {"code": "metric_missing", "detail": "no trial reports 'f1'", "pointer": "/objectives/0/metric"}
+    service.report(order, "failure", by=-1, **failure)
+    service.end(order, "failed")
+    watched = service.manta("tune", "watch", "rates")
+    assert watched.exit_code == 1
+    assert "metric_missing no trial reports 'f1'" in watched.stdout
+    assert "/objectives/0/metric" in watched.stdout
+    assert "metric_missing: no trial reports 'f1'" in service.manta("tune", "show", "rates").stdout
+
+
 def test_watching_off_a_terminal_says_a_line_for_each_trial_and_ends_as_the_job(study: Service) -> None:
     watched = study.manta("tune", "watch", "rates")
     assert watched.exit_code == 0, watched.stderr
@@ -54,11 +72,14 @@ def test_watching_off_a_terminal_says_a_line_for_each_trial_and_ends_as_the_job(
     assert len(lines) == 12
     assert sum("(best so far)" in line for line in lines) == 1
     assert any(" pruned: not among the best" in line for line in lines)
+    assert "is succeeded" in watched.stdout.splitlines()[-2], "what became of the trials comes before"
 
 
 def test_trials_are_listed_whole(study: Service) -> None:
     assert [trial["number"] for trial in study.json("tune", "trials", "rates")] == list(range(12))
-    assert "training.learning_rate" in study.manta("tune", "trials", "rates").stdout
+    lines = study.manta("tune", "trials", "rates").stdout.splitlines()
+    assert lines[1].split() == ["trial", "state", "steps", "value", "curve", "from", "took", "rate", "optimizer", "why"]
+    assert [line.split()[0] for line in lines[3:]] == [str(number) for number in range(12)]
 
 
 def test_the_best_point_goes_into_a_job_whose_comments_stay(study: Service, tmp_path: Path) -> None:
@@ -166,12 +187,16 @@ def test_the_export_is_what_optuna_reads(study: Service, tmp_path: Path) -> None
         (("show", "nobody"), "there is no job 'nobody'"),
         (("apply", "rates", "x.yaml", "--trial", "99"), "rates has no trial 99"),
         (("figure", "rates", "pareto"), "pareto is of several objectives"),
+        (("figure", "rates", "importances"), "those that were stopped early do not count"),
+        (("extend", "rates"), "say what there is more of: --trials, --steps or --seconds"),
+        (("extend", "rates", "--trials", "12"), "no more than the budget that it has: 12 trials"),
     ],
 )
-def test_what_is_not_there_says_so(study: Service, arguments: tuple[str, ...], says: str) -> None:
+def test_what_cannot_be_says_so(study: Service, arguments: tuple[str, ...], says: str) -> None:
+    study.manta("watch", "rates")
     ended = study.manta("tune", *arguments)
-    assert ended.exit_code == 1
-    assert says in ended.stderr
+    assert ended.exit_code in (1, 2)
+    assert says in " ".join(ended.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -244,6 +269,31 @@ def test_an_item_of_a_list_that_the_file_does_not_give_brings_the_whole_list(tmp
     path.write_text("name: a\n")
     write_point(path, {"training.betas.0": 0.8}, {"training": {"betas": [0.8, 0.95]}}, name="x")
     assert yaml.safe_load(path.read_text()) == {"name": "a", "training": {"betas": [0.8, 0.95]}}
+
+
+def test_where_there_is_no_room_reasons_are_below_the_trials_and_those_of_stopped_ones_are_left_out(
+    study: Service, tmp_path: Path
+) -> None:
+    view = every_trial(Client(study.url, None), study.json("tune", "show", "rates")["job"]["id"])
+    failed = [trial.model_copy(update={"state": "failed", "reason": "worker_died: killed"}) for trial in view[:1]]
+    shown = {width: drawn(trials_table([*failed, *view[1:]]), width) for width in (80, 160)}
+    assert "trial 0 failed: worker_died: killed" in shown[80].splitlines()
+    assert "not among the best" not in shown[80]
+    assert max(map(len, shown[80].splitlines())) <= 80
+    assert "not among the best" in shown[160]
+    assert shown[160].splitlines()[3].rstrip().endswith("worker_died: killed")
+
+
+def drawn(what: RenderableType, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(what)
+    return captured.get()
+
+
+def test_a_column_has_the_end_of_a_path_that_tells_it_from_the_others() -> None:
+    paths = ["training.learning_rate", "training.betas.0", "training.betas.1", "model.dropout", "training.dropout", "dropout"]
+    assert short_names(paths) == ["learning_rate", "betas.0", "betas.1", "model.dropout", "training.dropout", "dropout"]
 
 
 def test_a_curve_is_drawn_in_blocks() -> None:

@@ -170,7 +170,14 @@ def test_a_study_that_has_ended_goes_on_with_more_budget(manta: Manta) -> None:
     driver.send(journal(driver, 0, LINES))
     driver.ends("succeeded")
     manta.pass_time(1)
-    for budget, says in (({"trials": 10}, "/trials: 10 is less than the 50"), ({"trials": 0}, "/trials")):
+    refused: list[tuple[dict[str, int], str]] = [
+        ({"trials": 10}, "/trials: 10 is less than the 50"),
+        ({"trials": 0}, "/trials"),
+        ({}, "no more than the budget that it has: 50 trials"),
+        ({"trials": 50}, "no more than the budget that it has: 50 trials"),
+        ({"steps": 10**6}, "no more than the budget that it has: 50 trials"),
+    ]
+    for budget, says in refused:
         with pytest.raises(SpecInvalid, match=says):
             studies.extend(job_id, budget)
     assert studies.extend(job_id, {"trials": 80}).state == "queued"

@@ -117,6 +117,7 @@ def test_a_trial_beyond_a_limit_is_infeasible_and_never_the_best() -> None:
     chosen = spec(limits=[{"metric": "memory", "at_most": 5.0}], points=[{"training.learning_rate": 0.01}])
     study, _ = run(chosen)
     assert standing(study.trials[1]) == "infeasible"
+    assert study.reason(1) == "beyond a limit: memory 10"
     assert study.best()[0].params["training.learning_rate"] <= 5e-3
 
 
@@ -221,9 +222,12 @@ def test_a_study_whose_every_trial_fails_ends_soon_with_the_reason() -> None:
 
 
 def test_a_metric_that_is_never_reported_ends_the_study_with_those_that_are() -> None:
+    chosen, recorder = spec(objectives=[{"metric": "f1"}]), Recorder()
     with pytest.raises(MetricMissing, match=r"no trial reports 'f1'; they report eval_loss, memory, seconds") as caught:
-        run(spec(objectives=[{"metric": "f1"}]))
+        run(chosen, recorder=recorder)
     assert caught.value.pointer == "/objectives/0/metric"
+    study = Study(chosen, JournalStorage(KnownJournal(recorder.lines)))
+    assert (study.standings(), study.reason(0)) == ({"failed": 1}, "metric_missing: it did not report 'f1'")
 
 
 def test_a_study_without_a_feasible_trial_says_so() -> None:
