@@ -50,6 +50,6 @@ class TrialLines(PlainLines):
             self._told.add(trial.number)
             values = ", ".join(f"{name} {value:.5g}" for name, value in trial.values.items())
             said = ", ".join(word for word in (values, trial.reason) if word)
-            mark = " (best so far)" if trial.number in best else ""
+            mark = "" if trial.number not in best else " (on the front)" if len(trial.values) > 1 else " (best so far)"
             lines.append(f"trial {trial.number} {trial.state}: {said}{mark}; {point_text(trial.point)}")
         return [*lines, *super().take(screen)]
