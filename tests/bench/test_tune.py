@@ -3,6 +3,7 @@
 import math
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests.bench.tune import AT_LEAST, AT_MOST, PARTS, main, missed
 from tests.bench.tune_asks import growth_kib, known, manta_seconds, optuna_seconds
 from tests.bench.tune_fidelity import Epoch, anytime, areas, manta, ray
 from tests.bench.tune_functions import FUNCTIONS, conditional
-from tests.bench.tune_overhead import Spent, overhead_ms, spent
+from tests.bench.tune_overhead import Spent, Turns, overhead_ms, spent
 from tests.bench.tune_replay import BUDGET_STEPS, PEERS, SEARCHED, StepsSpent, Table, TableTrials, lowest, study_of, wins
 from tests.bench.tune_search import Search, regret, regret_ratio
 from tests.bench.tune_table import INTERVAL, SPACE, STEPS, base, key, load, points
@@ -222,6 +223,20 @@ def test_the_log_of_a_worker_tells_when_its_steps_were_done(tmp_path: Path) -> N
     assert overhead_ms([Spent(0.3, 0.1), Spent(0.5, 0.1), Spent(9.0, 0.2)]) == pytest.approx(400.0)
     with pytest.raises(AssertionError, match="has trials"):
         spent(chosen | {3: start}, tmp_path / "log")
+
+
+def test_two_sides_train_a_trial_each_until_one_has_no_more() -> None:
+    turns, order = Turns(), []
+
+    def side(who: str, trials: int) -> None:
+        for _ in range(trials):
+            turns.take(who)
+            order.append(who)
+        turns.leave(who)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(side, ("ray", "manta"), (2, 4)))
+    assert order == ["manta", "ray", "manta", "ray", "manta", "manta"]
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,22 @@ class TinyTrial(Trainable):
 
 
 class Listed(Searcher):
-    """Trials in the order of a list, and when each was handed out, Unix seconds."""
+    """Trials in the order of a list, and when each was handed out, Unix seconds. ``wait`` is called before that."""
 
-    def __init__(self, runs: list[dict[str, Any]]) -> None:
+    def __init__(self, runs: list[dict[str, Any]], wait: Callable[[], None]) -> None:
         super().__init__(metric="eval_loss", mode="min")
+        self.wait = wait
         self.left = list(runs)
         self.chosen: dict[int, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "wait": None}  # Tune keeps a copy on disk, to restore an experiment from
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         if not self.left:
             return Searcher.FINISHED
         run = self.left.pop(0)
+        self.wait()
         self.chosen[run["number"]] = time.time()
         return run
 
@@ -74,10 +80,10 @@ class Listed(Searcher):
         assert not error
 
 
-def run(runs: list[dict[str, Any]], storage: Path) -> dict[int, float]:
+def run(runs: list[dict[str, Any]], storage: Path, wait: Callable[[], None]) -> dict[int, float]:
     """Trial -> when Tune got its point, Unix seconds."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # else it misses the files of results
-    searcher = Listed(runs)
+    searcher = Listed(runs, wait)
     tuner = Tuner(
         TinyTrial,
         tune_config=TuneConfig(search_alg=searcher, num_samples=len(runs), max_concurrent_trials=1, reuse_actors=True),
