@@ -106,7 +106,7 @@ def _count(dataset: PackedDataset, split: Split, rows: Sequence[int]) -> tuple[U
         mask = batch.target_mask
         tokens = batch.tokens.astype(np.uint64)
         new, times = np.unique(tokens[:, :-1][mask] * vocab + tokens[:, 1:][mask], return_counts=True)
-        at = np.searchsorted(pairs, new)  # to sort both anew takes thrice their memory
+        at: I64 = np.atleast_1d(np.searchsorted(pairs, new))  # to sort both anew takes thrice their memory
         inside = at < len(pairs)
         known = np.zeros(len(new), bool)
         known[inside] = pairs[at[inside]] == new[inside]

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from data.errors import MantaError
 from tuning.asking import Suggestion
-from tuning.samplers import Exhausted, make_sampler, random_point
+from tuning.draws import random_point
+from tuning.samplers import Exhausted, make_sampler
 from tuning.space import JobSpace, Point, key
 from tuning.spec import StudySpec
 from tuning.study import Study

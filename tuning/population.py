@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tuning.asking import seed_of
+from tuning.draws import at_quantile
 from tuning.parameters import ChoiceParameter, Parameter, same
-from tuning.samplers import at_quantile
 from tuning.scheduler import Curve
 from tuning.space import Point
 from tuning.spec import PopulationScheduler

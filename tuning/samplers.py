@@ -3,20 +3,23 @@
 Nothing is kept between asks, so whoever goes on with a study asks the same.
 """
 
+import copy
 import math
 import random
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from tuning import gaussian
 from tuning.asking import Suggestion, asked, seed_of
-from tuning.parameters import ChoiceParameter, Parameter
+from tuning.draws import grid, quasi_random
 from tuning.space import Point, Space, key
 from tuning.spec import SamplerName, StudySpec
+
+GP_DIMENSIONS = 20
+"""Beyond them ``auto`` takes TPE."""
 
 
 class Exhausted(Exception):
@@ -37,16 +40,33 @@ def make_sampler(spec: StudySpec, space: Space) -> Sampler:
     return lambda trials, number, attempt: _ask(name, spec, space, trials, number, attempt)
 
 
-def random_point(space: Space, seed: int, number: int, attempt: int) -> Point:
-    return asked(optuna.samplers.RandomSampler(seed=seed_of(seed, number, attempt)), ["minimize"], space, []).point
-
-
 def _ask(name: str, spec: StudySpec, space: Space, trials: Sequence[FrozenTrial], number: int, attempt: int) -> Suggestion:
     if name == "qmc":
-        return Suggestion(_quasi_random(space, spec.seed, number + attempt), "qmc")
+        return Suggestion(quasi_random(space, spec.seed, number + attempt), "qmc")
+    if name == "gp" and len(spec.objectives) == 1:
+        sign = 1.0 if spec.objectives[0].direction == "minimize" else -1.0
+        point = gaussian.suggest(space, trials, sign, spec.seed, number, attempt, spec.sampler.startup_trials)
+        return Suggestion(point, "gp")
     sampler = _SAMPLERS[name](spec, seed_of(spec.seed, number, attempt))
+    if name == "cmaes":
+        trials = _penalised(trials, spec)
     made = asked(sampler, [each.direction for each in spec.objectives], space, trials)
     return Suggestion(made.point, name, made.system)
+
+
+def _penalised(trials: Sequence[FrozenTrial], spec: StudySpec) -> list[FrozenTrial]:
+    """For a sampler that does not know of constraints: infeasible trials are as bad as the worst."""
+    values = [trial.values[0] for trial in trials if trial.state is TrialState.COMPLETE]
+    if not values:
+        return list(trials)
+    worst = max(values) if spec.objectives[0].direction == "minimize" else min(values)
+    return [_with_value(trial, worst) if gaussian.infeasible(trial) else trial for trial in trials]
+
+
+def _with_value(trial: FrozenTrial, value: float) -> FrozenTrial:
+    penalised = copy.copy(trial)
+    penalised.value = value
+    return penalised
 
 
 def _startup(spec: StudySpec, default: int) -> int:
@@ -68,64 +88,12 @@ _SAMPLERS: dict[str, Callable[[StudySpec, int], BaseSampler]] = {
 }
 
 
-# -- without a model ---------------------------------------------------------------------------------------------------
-
-
-def grid(space: Space, seed: int) -> list[Point]:
-    """Every point, in a random order, so that a part of the grid is spread over all of it."""
-    points: list[Point] = [{}]
-    for path, parameter in space.parameters.items():
-        points = [
-            {**point, path: value} if space.applies(path, point) else point
-            for point in points
-            for value in (_values(parameter) if space.applies(path, point) else [None])
-        ]
-    random.Random(seed).shuffle(points)
-    return points
-
-
 def _untried(points: Sequence[Point], space: Space, trials: Sequence[FrozenTrial]) -> Point:
     tried = {key(space.decode(trial.params)) for trial in trials}
     found = next((point for point in points if key(point) not in tried), None)
     if found is None:
         raise Exhausted
     return found
-
-
-def _values(parameter: Parameter) -> Sequence[Any]:
-    if isinstance(parameter, ChoiceParameter):
-        return parameter.choices
-    assert parameter.step is not None, "the spec sees to it that a grid has steps"
-    high = parameter.nearest(parameter.high)
-    count = round((high - parameter.low) / parameter.step) + 1
-    return [parameter.nearest(parameter.low + i * parameter.step) for i in range(count)]
-
-
-def _quasi_random(space: Space, seed: int, index: int) -> Point:
-    """Point ``index`` of a scrambled Sobol sequence (Owen 1998); parameters that do not apply have a place in it too."""
-    from scipy.stats import qmc  # takes longer to import than the service needs to start
-
-    sequence = qmc.Sobol(len(space.parameters), rng=seed_of(seed))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # balance holds for powers of two; a study stops where it will
-        unit = sequence.fast_forward(index).random(1)[0] if index else sequence.random(1)[0]
-    point: Point = {}
-    for (path, parameter), u in zip(space.parameters.items(), unit.tolist(), strict=True):
-        if space.applies(path, point):
-            point[path] = at_quantile(parameter, u)
-    return point
-
-
-def at_quantile(parameter: Parameter, u: float) -> Any:
-    """The value at a quantile of a parameter's range, 0 <= u < 1."""
-    if isinstance(parameter, ChoiceParameter):
-        return parameter.choices[int(u * len(parameter.choices))]
-    low, high = parameter.low, parameter.high
-    if parameter.log:
-        return parameter.nearest(math.exp(math.log(low) + u * (math.log(high) - math.log(low))))
-    if parameter.step is None:
-        return low + u * (high - low)
-    return parameter.nearest(low + math.floor(u * (round((high - low) / parameter.step) + 1)) * parameter.step)
 
 
 # -- which sampler -----------------------------------------------------------------------------------------------------
@@ -137,6 +105,13 @@ def choose(spec: StudySpec, space: Space) -> tuple[SamplerName, str]:
         return "qmc", "a population begins spread evenly"
     if spec.budget.trials is not None and spec.budget.trials <= 5:
         return "qmc", f"{spec.budget.trials} trials are too few to fit a model"
+    found = len(gaussian.branches(space))
+    if len(space.parameters) > GP_DIMENSIONS:
+        return "tpe", f"{len(space.parameters)} parameters are too many for a Gaussian process"
+    if found > gaussian.MOST_BRANCHES:
+        return "tpe", f"conditions part the space into more than {gaussian.MOST_BRANCHES} branches"
+    if found > 1:
+        return "gp", f"a Gaussian process for each of the {found} branches of the space"
     return "gp", "a Gaussian process learns most from a trial"
 
 
@@ -146,7 +121,7 @@ def _arm(spec: StudySpec, trials: Sequence[FrozenTrial], number: int) -> str:
     sign = 1.0 if spec.objectives[0].direction == "minimize" else -1.0
     best = math.inf
     for trial in trials:
-        if trial.state is not TrialState.COMPLETE:
+        if trial.state is not TrialState.COMPLETE or gaussian.infeasible(trial):
             continue
         value = sign * trial.values[0]
         arm = trial.user_attrs["sampler"]

@@ -88,7 +88,7 @@ def test_where_trials_failed_changes_nothing_of_what_is_asked_next(sampler: str)
     assert all(other == first for other in others)
 
 
-@pytest.mark.parametrize("sampler", ["gp", "tpe", "evolution", "bandit"])
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "cmaes", "evolution", "bandit"])
 def test_what_is_infeasible_draws_no_search_to_it(sampler: str) -> None:
     """The lower the loss the more a trial is beyond the limit: who took these for good would end among them."""
     limits = [{"metric": "decay", "at_most": 0.4}]
