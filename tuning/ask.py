@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from data.errors import MantaError
-from tuning.asking import Suggestion
+from tuning.asking import BASE, POINTS, Suggestion
 from tuning.draws import random_point
 from tuning.samplers import Exhausted, make_sampler
 from tuning.space import JobSpace, Point, key
@@ -25,7 +25,7 @@ class NoValidPoint(MantaError):
 
 def known_points(space: JobSpace, spec: StudySpec) -> list[tuple[Point, str]]:
     """``base`` and the points that the study names, with where they are from; those that are no job are left out."""
-    named = [(space.base_point, "base"), *((space.complete(point), "points") for point in spec.points)]
+    named = [(space.base_point, BASE), *((space.complete(point), POINTS) for point in spec.points)]
     points: list[tuple[Point, str]] = []
     for point, origin in named:
         if reason_against(space, point) is None and not any(key(point) == key(other) for other, _ in points):

@@ -19,6 +19,9 @@ from tuning.space import Point, Space
 
 Direction = Literal["minimize", "maximize"]
 
+BASE, POINTS = "base", "points"
+"""What a suggestion is from that no sampler made: the study's base, and the points that it names."""
+
 
 @dataclass(frozen=True)
 class Suggestion:

@@ -12,10 +12,11 @@ from typing import ClassVar
 
 from data.errors import MantaError
 from tuning.ask import next_point
+from tuning.asking import BASE
 from tuning.samplers import Exhausted
 from tuning.scheduler import should_stop
 from tuning.spec import AshaScheduler, HyperbandScheduler
-from tuning.study import RETRIES, Study
+from tuning.study import RETRIES, SAMPLER, Study
 from tuning.trials import Assignment, Ended, Measured, Trials
 
 logger = logging.getLogger(__name__)
@@ -122,9 +123,11 @@ class Loop:
         spec = self._study.spec
         if not isinstance(spec.scheduler, AshaScheduler | HyperbandScheduler):
             return None
+        if self._study.trial(number).user_attrs[SAMPLER] == BASE:
+            return None  # what the search has to beat is known to its end
         curves = [trial.intermediate_values for trial in self._study.trials]
         total, minimize = self._study.total_steps(number), spec.objectives[0].direction == "minimize"
-        return should_stop(spec.scheduler, curves, number, step, total, minimize)
+        return should_stop(spec.scheduler, spec.budget, curves, number, step, total, minimize)
 
     def _ended(self, news: Ended) -> None:
         self._here.discard(news.number)

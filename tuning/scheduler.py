@@ -3,27 +3,32 @@
 A rung is a number of optimizer steps; a trial comes to it with its first measurement at or after it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from tuning.spec import AshaScheduler, HyperbandScheduler
+from tuning.spec import AshaScheduler, Budget, HyperbandScheduler
 
 Curve = Mapping[int, float]
 """Optimizer step -> value of the first objective."""
 
 
-def rungs(grace: int, factor: int, total_steps: int) -> list[int]:
-    """``grace``, ``grace * factor``, ... below the end of the run, where nothing is left to save."""
-    found = []
-    while grace < total_steps:
-        found.append(grace)
-        grace *= factor
-    return found
-
-
 def grace_steps(scheduler: AshaScheduler | HyperbandScheduler, total_steps: int) -> int:
     return scheduler.grace_steps or max(1, total_steps // scheduler.reduction_factor**3)
+
+
+def rungs(scheduler: AshaScheduler | HyperbandScheduler, budget: Budget, total_steps: int) -> list[int]:
+    """``grace``, ``grace * factor``, ... below the end of the run, where nothing is left to save; and no more of them than the
+    budget fills: with ``k`` rungs it takes ``factor ** (k + 1)`` trials for a few to come to the end."""
+    grace, factor = grace_steps(scheduler, total_steps), scheduler.reduction_factor
+    found: list[int] = []
+    while (rung := grace * factor ** len(found)) < total_steps:
+        trials = [math.inf if budget.trials is None else budget.trials]
+        if budget.steps is not None:
+            trials.append(budget.steps / (grace * (len(found) + 2)))  # a trial costs about a grace at each rung
+        if min(trials) < factor ** (len(found) + 2):
+            break
+        found.append(rung)
+    return found
 
 
 def value_at(curve: Curve, rung: int) -> float | None:
@@ -41,6 +46,7 @@ def bracket(number: int, brackets: int) -> int:
 
 def should_stop(
     scheduler: AshaScheduler | HyperbandScheduler,
+    budget: Budget,
     curves: Sequence[Curve],
     number: int,
     step: int,
@@ -54,7 +60,7 @@ def should_stop(
         total_steps: of this trial.
     """
     factor = scheduler.reduction_factor
-    milestones = rungs(grace_steps(scheduler, total_steps), factor, total_steps)
+    milestones = rungs(scheduler, budget, total_steps)
     rivals: Sequence[Curve] = curves
     if isinstance(scheduler, HyperbandScheduler):
         brackets = max(len(milestones), 1)
@@ -65,14 +71,13 @@ def should_stop(
     if not reached:
         return None
     rung = reached[-1]
+    # This one's is among them. None goes on before there are enough to compare with: to let the first ones go, as poor as they
+    # may be, costs a search of few trials a large part of its budget.
     values = [value for curve in rivals if (value := value_at(curve, rung)) is not None]
-    if len(values) < 2:
+    room, sign = len(values) // factor, 1.0 if minimize else -1.0
+    if sum(sign * value < sign * curves[number][step] for value in values) < room:
         return None
-    sign = 1.0 if minimize else -1.0
-    cutoff = float(np.quantile([sign * value for value in values], 1 / factor))
-    if sign * curves[number][step] <= cutoff:
-        return None
-    return f"not among the best 1/{factor} of {len(values)} trials at step {rung}"
+    return f"not among the best {room} of {len(values)} trials at step {rung}"
 
 
 def _passed(curve: Curve, rung: int, step: int) -> bool:

@@ -64,7 +64,7 @@ class Search:
         scheduler = self._study.spec.scheduler
         assert isinstance(scheduler, AshaScheduler)
         curves = [trial.intermediate_values for trial in self._study.trials]
-        reason = should_stop(scheduler, curves, number, step, total_steps, minimize=True)
+        reason = should_stop(scheduler, self._study.spec.budget, curves, number, step, total_steps, minimize=True)
         if reason is not None:
             self._study.prune(number, reason)
         return reason is None
