@@ -190,13 +190,13 @@ def test_both_sides_take_as_many_epochs_and_stop_some_trials(side: Any) -> None:
 
 def test_stopped_trials_of_a_search_are_pruned_with_what_they_measured() -> None:
     search = Search(FUNCTIONS["hartmann3"].parameters, 0, {"steps": 100}, asha=True)
-    for value in (1.0, 2.0):
+    for value in (3.0, 2.0, 1.0, 9.0):
         number, _ = search.begin()
         goes_on = search.measured(number, 1, value, 27)
-        assert goes_on == (value == 1.0)
-    first, second = search._study.trials
-    assert (first.state.name, second.state.name) == ("RUNNING", "PRUNED")
-    assert second.intermediate_values == {1: 2.0}
+    assert not goes_on
+    *_, best, worst = search._study.trials
+    assert (best.state.name, worst.state.name) == ("RUNNING", "PRUNED")
+    assert worst.intermediate_values == {1: 9.0}
 
 
 def test_the_log_of_a_worker_tells_when_its_steps_were_done(tmp_path: Path) -> None:
