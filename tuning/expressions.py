@@ -10,7 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from tuning.paths import require_path
+
 MAX_CHARACTERS = 1000
+MAX_DEPTH = 100
+"""Of operators within each other: Python's stack bears no thousand."""
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -45,7 +49,7 @@ def parse(text: str) -> ast.expr:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{text!r} is no expression: {error.msg if isinstance(error, SyntaxError) else error}") from None
-    _require_known(tree)
+    _require_known(tree, MAX_DEPTH)
     return tree
 
 
@@ -64,7 +68,7 @@ def evaluate(tree: ast.expr, look_up: Callable[[str], Any]) -> Any:
         look_up: the value at a dotted path.
 
     Raises:
-        TypeError, ZeroDivisionError: operands that do not go together, such as a number and a field that is not set.
+        TypeError, ArithmeticError: operands that do not go together, such as a number and a field that is not set.
     """
     dotted = _dotted(tree)
     if dotted is not None:
@@ -98,9 +102,11 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _require_known(tree: ast.expr) -> None:
+def _require_known(tree: ast.expr, depth: int) -> None:
     if _dotted(tree) is not None:
         return
+    if depth == 0:
+        raise ValueError(f"an expression nests at most {MAX_DEPTH} deep")
     match tree:
         case ast.Constant(value=bool() | int() | float() | str() | None):
             return
@@ -115,7 +121,7 @@ def _require_known(tree: ast.expr) -> None:
         case _:
             raise ValueError(f"{ast.unparse(tree)!r} is more than paths, constants, arithmetic, comparisons, and, or, not")
     for part in parts:
-        _require_known(part)
+        _require_known(part, depth - 1)
 
 
 def _dotted(tree: ast.expr) -> str | None:
@@ -129,9 +135,11 @@ def _dotted(tree: ast.expr) -> str | None:
     return None
 
 
-def _is_expression(text: str) -> str:
-    parse(text)
+def _is_of_a_job(text: str) -> str:
+    for path in paths(parse(text)):
+        require_path(path)
     return text
 
 
-Expression = Annotated[str, AfterValidator(_is_expression)]
+Expression = Annotated[str, AfterValidator(_is_of_a_job)]
+"""Over fields that a training job has."""

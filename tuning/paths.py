@@ -37,7 +37,7 @@ def get(job: Any, path: str) -> Any:
     """
     here = job
     for part in path.split("."):
-        if isinstance(here, BaseModel):
+        if isinstance(here, BaseModel) and part in type(here).model_fields:  # of a union, another member may have it
             here = getattr(here, part)
         elif isinstance(here, Sequence) and part.isdigit() and int(part) < len(here):
             here = here[int(part)]

@@ -115,7 +115,7 @@ class JobSpace(Space):
         for text, tree in self._constraints:
             try:
                 holds = expressions.evaluate(tree, lambda path: paths.get(job, path))
-            except (TypeError, ZeroDivisionError, LookupError) as error:
+            except (TypeError, ArithmeticError, LookupError) as error:
                 raise ValueError(f"{text}: cannot be told: {error}") from None
             if not holds:
                 raise ValueError(f"{text} does not hold")

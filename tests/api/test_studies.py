@@ -179,6 +179,10 @@ def test_a_mistake_in_a_study_is_named_with_its_field(manta: Manta) -> None:
     (error,) = answer.json()["errors"]
     assert error["pointer"].startswith("/space")
     assert "did you mean learning_rate?" in error["detail"]
+    elsewhere = STORY | {"constraints": ["training.steps > 0", "training.learning_rat < 1"], "points": [{}]}
+    (error,) = manta.http.post("/studies", json=elsewhere).json()["errors"]
+    assert error["pointer"] == "/constraints/1"
+    assert "did you mean learning_rate?" in error["detail"]
     upside_down = STORY | {"space": {"training.learning_rate": {"type": "float", "low": 1, "high": 0.1}}}
     (error,) = manta.http.post("/studies", json=upside_down).json()["errors"]
     assert error["pointer"] == "/space/training.learning_rate/low"

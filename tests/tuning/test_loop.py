@@ -235,9 +235,17 @@ def test_a_study_without_a_feasible_trial_says_so() -> None:
         run(spec(limits=[{"metric": "memory", "at_most": 0.0}]))
 
 
-def test_a_space_without_a_job_ends_the_study_with_the_reason() -> None:
-    with pytest.raises(NoValidPoint, match=r"training.learning_rate < 0 does not hold"):
-        run(spec(constraints=["training.learning_rate < 0"]))
+@pytest.mark.parametrize(
+    ("constraint", "says"),
+    [
+        ("training.learning_rate < 0", "training.learning_rate < 0 does not hold"),
+        (f"training.learning_rate * 1{'0' * 400} > 0", "cannot be told: int too large"),
+        ("data_pipeline.stages[0].min_line_words > 1", "cannot be told: nothing is at data_pipeline.stages.0.min_line_words"),
+    ],
+)
+def test_a_space_without_a_job_ends_the_study_with_the_reason(constraint: str, says: str) -> None:
+    with pytest.raises(NoValidPoint, match=says):
+        run(spec(constraints=[constraint]))
 
 
 def test_points_that_are_no_job_are_never_begun() -> None:
