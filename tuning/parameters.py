@@ -42,15 +42,16 @@ class _Range(_Parameter):
         return self.low, self.high
 
     def nearest(self, value: Any) -> Any:
-        """The value of the range that is nearest to ``value``; the lowest where that is no number."""
+        """The value of the range that is nearest to ``value``, of the range's own type (0 is no 0.0 in a journal); the lowest
+        where that is no number."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             return self.low
-        inside = min(max(value, self.low), self.high)
+        inside, type_ = min(max(value, self.low), self.high), type(self.low)
         if self.step is None:
-            return inside
+            return type_(inside)
         low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))  # 0.8 + 0.05 is 0.85
         steps = min(round((Decimal(str(inside)) - low) / step), int((high - low) / step))
-        return type(self.low)(low + steps * step)
+        return type_(low + steps * step)
 
 
 class FloatParameter(_Range):
@@ -90,9 +91,9 @@ class ChoiceParameter(_Parameter):
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
-        texts = [json.dumps(choice, sort_keys=True) for choice in self.choices]
-        if twice := [text for text in texts if texts.count(text) > 1]:
-            raise Misfit(f"{twice[0]} is given twice", "choices")
+        for number, choice in enumerate(self.choices):
+            if any(same(choice, other) for other in self.choices[:number]):
+                raise Misfit(f"{json.dumps(choice)} is given twice", "choices")
         return self
 
     @property
@@ -108,8 +109,21 @@ Parameter = Annotated[FloatParameter | IntParameter | ChoiceParameter, Field(dis
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values of a spec are one: 1 and true are not, a list and a tuple are."""
-    return json.dumps(one, sort_keys=True, default=str) == json.dumps(other, sort_keys=True, default=str)
+    """Whether two values of a spec are one: 1 and 1.0 are, a list and a tuple are, 1 and true are not."""
+    return _text(one) == _text(other)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(_whole(value), sort_keys=True, default=str)
+
+
+def _whole(value: Any) -> Any:
+    """With 1 for 1.0, however deep."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list | tuple):
+        return [_whole(item) for item in value]
+    return {name: _whole(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def alternatives(values: JsonValue) -> list[JsonValue]:

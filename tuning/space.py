@@ -61,8 +61,11 @@ class Space:
         return next(label for label, choice in self._choices[path].items() if same(choice, value))
 
     def decode(self, params: Mapping[str, Any]) -> Point:
-        """Back from Optuna's."""
-        return {path: self._choices[path][value] if path in self._choices else value for path, value in params.items()}
+        """Back from Optuna's, whose steps are rounded otherwise: 0.1 + 2 * 0.1 is not 0.3 there."""
+        return {path: self._decoded(path, value) for path, value in params.items()}
+
+    def _decoded(self, path: str, value: Any) -> Any:
+        return self._choices[path][value] if path in self._choices else self.parameters[path].nearest(value)
 
 
 class JobSpace(Space):

@@ -92,6 +92,40 @@ def test_a_point_that_is_no_job_says_why(fields: dict[str, Any], point: dict[str
         made.job(made.complete(point))
 
 
+WEIGHT_DECAY = {"type": "float", "low": 0.0, "high": 1.0}
+
+
+@pytest.mark.parametrize("written", [0, 1, 0.25])
+def test_a_number_is_of_its_range_s_type_however_it_was_written(written: float) -> None:
+    made = space(space={"training.weight_decay": WEIGHT_DECAY}, points=[{"training.weight_decay": written}])
+    (value,) = made.complete({"training.weight_decay": written}).values()
+    assert (value, type(value)) == (written, float)
+
+
+@pytest.mark.parametrize(
+    ("choices", "decay", "found"),
+    [([0.1, 0], 0, 0), ([0.1, 0], 0.0, 0), ([0.1, 1.0], 1, 1.0), ([0.1, 0.2], 0, 0.1)],
+)
+def test_base_is_found_among_choices_however_its_number_is_written(choices: list[Any], decay: float, found: float) -> None:
+    parameter = {"type": "choice", "choices": choices}
+    made = space(space={"training.weight_decay": parameter}, base={"training": {"weight_decay": decay}})
+    assert made.base_point == {"training.weight_decay": found}
+
+
+def test_what_optuna_adds_up_otherwise_is_the_value_that_was_written() -> None:
+    steps = WEIGHT_DECAY | {"step": 0.1}
+    made = space(
+        space={
+            "training.weight_decay": steps,
+            "training.label_smoothing": WEIGHT_DECAY | {"high": 0.5, "when": {"training.weight_decay": [0.3, 0.6, 0.7]}},
+        }
+    )
+    params = {"training.weight_decay": 0.1 + 2 * 0.1}
+    assert params["training.weight_decay"] != 0.3
+    assert made.decode(params) == {"training.weight_decay": 0.3}
+    assert made.applies("training.label_smoothing", made.decode(params))
+
+
 VALUES = {
     "training.optimizer": st.sampled_from(["adamw", "muon"]),
     "training.learning_rate": st.floats(1e-4, 1e-2),

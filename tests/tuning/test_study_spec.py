@@ -37,6 +37,7 @@ def space(**parameters: dict[str, Any]) -> dict[str, Any]:
         ),
         (space(optimizer={"type": "choice", "choices": ["adamw", "adam"]}), "space", "cannot be 'adam'"),
         (space(optimizer={"type": "choice", "choices": ["adamw", "adamw"]}), "space", "is given twice"),
+        (space(weight_decay={"type": "choice", "choices": [0.1, 1, 1.0]}), "space", "1.0 is given twice"),
         (space(warmup_steps={"type": "int", "low": 1, "high": 9, "log": True, "step": 2}), "space", "exclude each other"),
         (
             space(learning_rate=RATE | {"when": {"training.optimizer": "muon"}}),
