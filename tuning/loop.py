@@ -10,13 +10,15 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
+from optuna.trial import FrozenTrial
+
 from data.errors import MantaError
 from tuning.ask import next_point
 from tuning.asking import BASE
 from tuning.samplers import Exhausted
 from tuning.scheduler import should_stop
 from tuning.spec import AshaScheduler, HyperbandScheduler
-from tuning.study import RETRIES, SAMPLER, Study
+from tuning.study import RETRIES, SAMPLER, Study, standing
 from tuning.trials import Assignment, Ended, Measured, Trials
 
 logger = logging.getLogger(__name__)
@@ -125,7 +127,7 @@ class Loop:
             return None
         if self._study.trial(number).user_attrs[SAMPLER] == BASE:
             return None  # what the search has to beat is known to its end
-        curves = [trial.intermediate_values for trial in self._study.trials]
+        curves = [{} if _cannot_win(trial) else trial.intermediate_values for trial in self._study.trials]
         total, minimize = self._study.total_steps(number), spec.objectives[0].direction == "minimize"
         return should_stop(spec.scheduler, spec.budget, curves, number, step, total, minimize)
 
@@ -181,3 +183,8 @@ class Loop:
                 f"{standings['infeasible']} trials ended, and every one is beyond a limit ({names})", pointer="/limits"
             )
         raise TrialsFailed(f"none of {sum(standings.values())} trials has a result")
+
+
+def _cannot_win(trial: FrozenTrial) -> bool:
+    """Whether what a trial measured on the way holds nobody back: it diverged, or is beyond a limit."""
+    return standing(trial) in ("failed", "infeasible")

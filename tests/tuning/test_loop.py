@@ -104,6 +104,26 @@ def test_poor_trials_are_stopped_and_told_as_pruned_with_what_they_measured(sche
     assert standing(study.best()[0]) == "complete"
 
 
+@pytest.mark.parametrize("hopeless", ["failed", "infeasible"])
+def test_no_trial_is_stopped_for_one_that_failed_or_is_beyond_a_limit(hopeless: str) -> None:
+    def alluring(job: Mapping[str, Any], step: int) -> Mapping[str, float] | Ended:
+        """Above 0.01 the best on the way, and no result at the end."""
+        if rate(job) < 0.01:
+            return bowl(job, step)
+        if hopeless == "failed" and step == 30:
+            return Ended(0, "failed", code="training_diverged", reason="the loss is no number")
+        return {"eval_loss": 0.0, "memory": 1e3 * rate(job)}
+
+    chosen = spec(
+        scheduler={"type": "asha", "grace_steps": 10, "reduction_factor": 2},
+        limits=[{"metric": "memory", "at_most": 10.0}],
+        points=[{"training.learning_rate": each} for each in (0.011, 0.012, 0.013, 0.003, 0.009)],
+        budget={"trials": 6},
+    )
+    study, _ = run(chosen, alluring)
+    assert [standing(trial) for trial in study.trials] == ["complete", *[hopeless] * 3, "pruned", "complete"]
+
+
 def test_a_budget_of_steps_counts_what_stopped_trials_saved() -> None:
     asha = {"type": "asha", "grace_steps": 10, "reduction_factor": 2}
     whole, _ = run(spec(budget={"steps": 240}))
