@@ -40,7 +40,7 @@ class Cluster:
     def look(self) -> None:
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error, OSError):
-                if process.cmdline()[0].startswith("ray::"):
+                if "".join(process.cmdline()[:1]).startswith("ray::"):  # none of a process that ends
                     self.peak_worker_bytes = max(self.peak_worker_bytes, resident_bytes(process.pid))
 
     def stop(self) -> None:
