@@ -19,7 +19,8 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from tuning.trials import Assignment, Ended, Measured, News, figures_at_the_end
+from tuning.measurements import Measurements
+from tuning.trials import Assignment, Ended, Measured, News
 from tuning.views import ChildView
 from workers.attempt import Order
 from workers.spec import TrainSpec
@@ -103,8 +104,7 @@ class _Child:
     """The service was seen to run it, or to have it queued."""
     newest: int = 0
     """Id of the newest figures that were seen."""
-    figures: dict[str, float] = field(default_factory=dict)
-    """The last of each."""
+    heard: Measurements = field(default_factory=Measurements)
     measured: set[int] = field(default_factory=set)
     """Steps; what a job that was restarted measures again is known."""
     to_tell: deque[News] = field(default_factory=deque)
@@ -200,10 +200,10 @@ class ChildTrials:
             self._ends(child, end)
 
     def _hear(self, child: _Child, step: int, values: Mapping[str, float]) -> None:
-        child.figures.update(values)
+        child.heard.hear(values)
         if "eval_loss" in values and step < child.spec.total_steps and step not in child.measured:
             child.measured.add(step)
-            child.to_tell.append(Measured(child.number, step, dict(child.figures)))
+            child.to_tell.append(Measured(child.number, step, dict(child.heard.metrics)))
 
     def _ends(self, child: _Child, end: Ended) -> None:
         child.to_tell.append(end)
@@ -213,7 +213,7 @@ class ChildTrials:
 def _end(child: _Child, view: ChildView) -> Ended | None:
     """None: the study itself is cancelled, and its trials with it; they go on if it does."""
     if view.state == "succeeded":
-        return Ended(child.number, "succeeded", figures_at_the_end(child.figures, view.result or {}, child.spec))
+        return Ended(child.number, "succeeded", child.heard.at_the_end(view.result or {}, child.spec))
     if view.state == "failed":
         failure = view.failure or {}
         return Ended(child.number, "failed", code=str(failure.get("code", "")), reason=str(failure.get("detail", "")))

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from data.errors import MantaError
-from workers.plan import plan
-from workers.spec import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -44,20 +42,6 @@ class Ended:
 
 
 News = Measured | Ended
-
-
-def figures_at_the_end(measured: Mapping[str, float], result: Mapping[str, Any], job: TrainSpec) -> dict[str, float]:
-    """What a trial that succeeded measured.
-
-    Args:
-        measured: the last value of each metric.
-        result: ``workers.attempt.Summary`` of its training.
-    """
-    known = {name: float(result[name]) for name in _RESULTS if result.get(name) is not None}
-    return {**measured, **known, "memory_bytes": float(plan(job).memory.total)}
-
-
-_RESULTS = ("eval_loss", "train_loss", "tokens_per_second", "seconds", "mfu")
 
 
 class Trials(Protocol):

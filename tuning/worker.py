@@ -7,13 +7,15 @@ trains, the actor's main thread sleeps in that call, so Ray does not wake it (se
 import logging
 import queue
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.errors import MantaError
-from tuning.trials import Ended, Measured, News, figures_at_the_end
+from tuning.measurements import Measurements
+from tuning.trials import Ended, Measured, News
 from workers.attempt import Desired, ReportKind
 from workers.logs import log_path, logged_to
 from workers.reporter import NullReporter
@@ -30,7 +32,7 @@ class TrialRun:
     job: Mapping[str, Any]
     prepared: str
     directory: str
-    """Of the trial: ``checkpoints/``."""
+    """Of the trial: ``checkpoints/``, and ``measured.json``, what it had measured when it was interrupted."""
     begun: int
     until: int | None = None
     """As in ``Assignment``."""
@@ -43,14 +45,23 @@ class _Stop(BaseException):
 class _TrialReporter(NullReporter):
     """Hands measurements over and waits for what is said to them."""
 
-    def __init__(self, number: int, total_steps: int, until: int | None, news: "queue.Queue[News]") -> None:
-        self._number, self._total_steps, self._until, self._news = number, total_steps, until, news
+    def __init__(self, run: TrialRun, total_steps: int, news: "queue.Queue[News]") -> None:
+        self._number, self._until, self._total_steps, self._news = run.number, run.until, total_steps, news
+        self._file = Path(run.directory) / "measured.json"
+        self._began = time.monotonic()
         self._answers: queue.Queue[bool] = queue.Queue(1)
-        self.metrics_so_far: dict[str, float] = {}
+        self.measured = Measurements()
+        """With those of earlier beginnings, after ``recall``."""
         self.last_step = 0
 
     def answer(self, go_on: bool) -> None:
         self._answers.put(go_on)
+
+    def recall(self) -> None:
+        self.measured = Measurements.read(self._file)
+
+    def remember(self) -> None:
+        self.measured.write(self._file, time.monotonic() - self._began)
 
     def _report(self, kind: ReportKind, data: dict[str, Any]) -> None:
         if kind == "heartbeat" and data["step"] == self._until:
@@ -58,9 +69,11 @@ class _TrialReporter(NullReporter):
         if kind != "metrics":
             return
         self.last_step = data["step"]
-        self.metrics_so_far.update(data["values"])
+        self.measured.hear(data["values"])
+        if "eval_loss" in data["values"] or data["step"] == self._total_steps:
+            self.remember()
         if "eval_loss" in data["values"] and data["step"] < self._total_steps:
-            self._news.put(Measured(self._number, data["step"], dict(self.metrics_so_far)))
+            self._news.put(Measured(self._number, data["step"], dict(self.measured.metrics)))
             if not self._answers.get():
                 raise _Stop
 
@@ -78,7 +91,7 @@ class TrialWorker:
 
     def begin(self, run: TrialRun) -> News:
         spec = TrainSpec.model_validate(run.job)
-        self._reporter = _TrialReporter(run.number, spec.total_steps, run.until, self._news)
+        self._reporter = _TrialReporter(run, spec.total_steps, self._news)
         threading.Thread(target=self._train, args=(run, spec, self._reporter), name=f"trial-{run.number}", daemon=True).start()
         return self._news.get()
 
@@ -109,8 +122,7 @@ def _outcome(run: TrialRun, spec: TrainSpec, reporter: _TrialReporter) -> Ended:
 
 
 def train_trial(run: TrialRun, spec: TrainSpec, reporter: _TrialReporter) -> dict[str, float] | None:
-    """The trial's figures: the last value of each metric, ``seconds`` and ``memory_bytes`` (of one device, as planned). None:
-    it is paused, at ``run.until``."""
+    """The trial's figures, as ``Measurements.at_the_end``. None: it is paused, at ``run.until``."""
     from data.dataset import PackedDataset
     from workers.checkpoint import CheckpointStore
     from workers.loop import train
@@ -122,9 +134,11 @@ def train_trial(run: TrialRun, spec: TrainSpec, reporter: _TrialReporter) -> dic
     try:
         if run.until is not None and (newest := checkpoints.latest()) is not None and newest.step >= run.until:
             return None
+        reporter.recall()
         outcome = train(spec, Membership(), PackedDataset.open(Path(run.prepared)), checkpoints, reporter)
     finally:
         checkpoints.close()
     if outcome.summary is None:
+        reporter.remember()
         return None
-    return figures_at_the_end(reporter.metrics_so_far, outcome.summary.model_dump(), spec)
+    return reporter.measured.at_the_end(outcome.summary.model_dump(), spec)

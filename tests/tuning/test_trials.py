@@ -59,13 +59,21 @@ class Pretender(FakeLauncher):
             return "failed"
         said: list[tuple[ReportKind, dict[str, Any]]] = []
         for step in range(1, spec.total_steps + 1):
-            said.append(("metrics", {"step": step, "values": {"loss": 1 / step}}))
+            values = {"loss": 1 / step, "tokens_per_second": 9.0 * step, "step_seconds": 0.5 * step}
+            said.append(("metrics", {"step": step, "values": values}))
             if step % (spec.training.eval_interval or 1) == 0:
                 said.append(("metrics", {"step": step, "values": {"eval_loss": 1 / step}}))
             if step == self.hold_at:
                 _send(order, said)
                 return None
-        result = {"eval_loss": 0.1, "train_loss": 0.2, "tokens_per_second": 9.0, "seconds": 1.0, "mfu": None, "samples": []}
+        result: dict[str, Any] = {
+            "eval_loss": 0.1,
+            "train_loss": 0.2,
+            "tokens_per_second": 0.0,
+            "seconds": 1.0,
+            "mfu": None,
+            "samples": [],
+        }
         _send(order, [*said, ("result", result), ("ended", {"outcome": "succeeded"})])
         return "succeeded"
 
@@ -254,6 +262,14 @@ def test_a_service_that_is_away_is_asked_again(jobs: Jobs) -> None:
     assert jobs.trials.news(0) == []
     jobs.api._url = url
     assert steps(to_the_end(jobs.trials)) == [2, 4]
+
+
+def test_a_job_that_was_restarted_has_the_rate_of_all_its_steps(jobs: Jobs) -> None:
+    jobs.trials.begin(Assignment(0, job()))
+    *_, ended = to_the_end(jobs.trials)
+    assert isinstance(ended, Ended)
+    steps_taken = range(1, 7)
+    assert ended.metrics["tokens_per_second"] == pytest.approx(9 * sum(n * n for n in steps_taken) / sum(steps_taken))
 
 
 def test_a_job_that_is_refused_is_a_failed_trial(jobs: Jobs) -> None:
