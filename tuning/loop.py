@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 NOTE_SECONDS = 30.0
+"""No more of a study's time is lost with a driver that is killed."""
 HOPELESS = 5
 """So many trials that failed, and none that did not, end a study."""
 
@@ -67,17 +68,25 @@ class Loop:
         Raises:
             MetricMissing, TrialsFailed, NothingFeasible: there is no result.
         """
+        try:
+            self._search()
+        finally:
+            self._spend(self._seconds())
+        self._require_result()
+
+    def _search(self) -> None:
         while True:
             self._pulse()
+            if self._seconds() - self._noted >= NOTE_SECONDS:
+                self._spend(self._seconds())
             self._begin()
-            if not self._here:
-                break
+            if not self._here and not self._study.running:
+                return
             for news in self._trials.news(POLL_SECONDS):
                 if isinstance(news, Measured):
                     self._measured(news)
                 else:
                     self._ended(news)
-        self._require_result()
 
     def _begin(self) -> None:
         while self._trials.free > 0:
@@ -95,15 +104,19 @@ class Loop:
 
     def _start(self, number: int, until: int | None = None) -> None:
         self._here.add(number)
-        self._trials.begin(Assignment(number, self._study.space.document(self._study.point(number)), until))
+        try:
+            self._trials.begin(Assignment(number, self._study.space.document(self._study.point(number)), until))
+        except MantaError as error:  # its data cannot be prepared, say: other points have other data
+            self._ended(Ended(number, "failed", code=error.code, reason=error.detail))
 
     def _seconds(self) -> float:
-        """Of the study's time; noted now and then, so that little of it is lost with a driver."""
-        seconds = self._clock() - self._began
-        if seconds - self._noted >= NOTE_SECONDS:
+        """Of the study's time."""
+        return self._clock() - self._began
+
+    def _spend(self, seconds: float) -> None:
+        if seconds > self._noted:
             self._study.spend(seconds)
             self._noted = seconds
-        return seconds
 
     def _measured(self, news: Measured) -> None:
         """The trial waits; what it hears depends on the journal alone, so a trial that is run again hears the same."""

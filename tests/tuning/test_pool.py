@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from optuna.storages import JournalStorage
 
+from data.errors import SourceError
 from tests.tuning.talk import heard, steps, to_the_end
 from tests.tuning.tiny import job
 from tests.workers.conftest import tiny_data as tiny_data
@@ -16,6 +17,7 @@ from tuning.population_loop import PopulationLoop
 from tuning.spec import StudySpec
 from tuning.study import Study
 from tuning.trials import Assignment, Ended, ForkFailed, Measured
+from workers.spec import TrainSpec
 
 pytestmark = pytest.mark.cluster
 
@@ -80,6 +82,16 @@ def test_a_trial_whose_storage_is_gone_fails_with_the_path_and_its_worker_trains
     *_, ended = to_the_end(trials)
     assert isinstance(ended, Ended)
     assert ended.outcome == "succeeded"
+
+
+def test_a_trial_that_has_no_data_takes_no_slot(ray_cluster: None, tiny_data: Path, tmp_path: Path) -> None:
+    def prepared(spec: TrainSpec) -> Path:
+        raise SourceError("missing.txt does not exist")
+
+    made = ActorTrials(1, {"CPU": 1}, tmp_path, 1, prepared)
+    with pytest.raises(SourceError):
+        made.begin(Assignment(0, job()))
+    assert (made.free, made.news(0)) == (1, [])
 
 
 def _until_dead(worker: Any) -> None:
