@@ -3,13 +3,14 @@
 import math
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import optuna
 
 from tuning.asking import asked, seed_of
-from tuning.parameters import ChoiceParameter, Parameter
+from tuning.parameters import ChoiceParameter, FloatParameter, IntParameter, Parameter
 from tuning.space import Point, Space
 
 
@@ -17,26 +18,44 @@ def random_point(space: Space, seed: int, number: int, attempt: int) -> Point:
     return asked(optuna.samplers.RandomSampler(seed=seed_of(seed, number, attempt)), ["minimize"], space, []).point
 
 
-def grid(space: Space, seed: int) -> list[Point]:
+@lru_cache(maxsize=1)  # a study asks for its own again and again
+def grid(space: Space, seed: int) -> Sequence[Point]:
     """Every point, in a random order, so that a part of the grid is spread over all of it."""
-    points: list[Point] = [{}]
-    for path, parameter in space.parameters.items():
-        points = [
-            {**point, path: value} if space.applies(path, point) else point
-            for point in points
-            for value in (_values(parameter) if space.applies(path, point) else [None])
-        ]
+    points = list(combinations(space, list(space.parameters)))
     random.Random(seed).shuffle(points)
     return points
 
 
-def _values(parameter: Parameter) -> Sequence[Any]:
+def combinations(space: Space, paths: Sequence[str], point: Point | None = None) -> Iterator[Point]:
+    """Of the values of some parameters, each where it applies.
+
+    Args:
+        paths: without a range that has no step; parameters come after those that they depend on.
+        point: what is decided already.
+    """
+    point = point or {}
+    if not paths:
+        yield point
+    elif not space.applies(paths[0], point):
+        yield from combinations(space, paths[1:], point)
+    else:
+        for value in _values(space.parameters[paths[0]]):
+            yield from combinations(space, paths[1:], {**point, paths[0]: value})
+
+
+def _values(parameter: Parameter) -> Iterator[Any]:
     if isinstance(parameter, ChoiceParameter):
-        return parameter.choices
-    assert parameter.step is not None, "the spec sees to it that a grid has steps"
-    high = parameter.nearest(parameter.high)
-    count = round((high - parameter.low) / parameter.step) + 1
-    return [parameter.nearest(parameter.low + i * parameter.step) for i in range(count)]
+        yield from parameter.choices
+    else:
+        step = parameter.step
+        assert step is not None, "the spec sees to it that a grid has steps"
+        yield from (parameter.nearest(parameter.low + i * step) for i in range(_count(parameter, step)))
+
+
+def _count(parameter: FloatParameter | IntParameter, step: float) -> int:
+    """Of the values of a range; the last step may end before ``high``."""
+    last: float = parameter.nearest(parameter.high)
+    return round((last - parameter.low) / step) + 1
 
 
 def quasi_random(space: Space, seed: int, index: int) -> Point:
@@ -63,4 +82,4 @@ def at_quantile(parameter: Parameter, u: float) -> Any:
         return parameter.nearest(math.exp(math.log(low) + u * (math.log(high) - math.log(low))))
     if parameter.step is None:
         return low + u * (high - low)
-    return parameter.nearest(low + math.floor(u * (round((high - low) / parameter.step) + 1)) * parameter.step)
+    return parameter.nearest(low + math.floor(u * _count(parameter, parameter.step)) * parameter.step)

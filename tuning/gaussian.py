@@ -14,7 +14,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuning.asking import asked, seed_of
-from tuning.draws import quasi_random, random_point
-from tuning.parameters import ChoiceParameter, Parameter
+from tuning.draws import combinations, quasi_random, random_point
+from tuning.parameters import FloatParameter
 from tuning.space import Point, Space
 
 SHOWN = 200
@@ -43,11 +43,13 @@ def suggest(
 ) -> Point:
     """
     Args:
+        space: of at most ``MOST_BRANCHES`` branches.
         trials: all so far, running ones among them.
         sign: 1 to minimise, -1 to maximise.
         startup: trials before there is a model; None: as the constants say.
     """
     found = branches(space)
+    assert found is not None, "TPE is asked instead"
     if len(found) == 1:
         enough = startup if startup is not None else EARLY_STARTUP if any(map(_stopped, trials)) else STARTUP
         return _of_one(space, trials, sign, seed, number, attempt, enough)
@@ -61,21 +63,15 @@ def suggest(
     return branch | _of_one(rest, mine, sign, seed, number, attempt, BRANCH_STARTUP if startup is None else startup)
 
 
-def branches(space: Space) -> list[Point]:
-    """Every combination of the values that decide which parameters apply, or more than ``MOST_BRANCHES`` of them; one, empty,
-    where nothing does."""
-    parents = {parent for parameter in space.parameters.values() for parent in parameter.when}
-    found: list[Point] = [{}]
-    for path in (path for path in space.parameters if path in parents):
-        values = _values(space.parameters[path])
-        found = [
-            {**point, path: value} if space.applies(path, point) else point
-            for point in found
-            for value in (values if space.applies(path, point) else [None])
-        ]
-        if len(found) > MOST_BRANCHES:
-            break
-    return found
+def branches(space: Space) -> list[Point] | None:
+    """Every combination of the values that decide which parameters apply; one, empty, where nothing does. None: they are more
+    than ``MOST_BRANCHES``, and no process can learn all of them."""
+    of = {parent for parameter in space.parameters.values() for parent in parameter.when}
+    parents = {path: parameter for path, parameter in space.parameters.items() if path in of}
+    if any(isinstance(parameter, FloatParameter) and parameter.step is None for parameter in parents.values()):
+        return None
+    found = list(islice(combinations(space, list(parents)), MOST_BRANCHES + 1))
+    return found if len(found) <= MOST_BRANCHES else None
 
 
 def within(space: Space, branch: Mapping[str, Any]) -> Space:
@@ -86,14 +82,6 @@ def within(space: Space, branch: Mapping[str, Any]) -> Space:
         if path not in branch and space.applies(path, branch)
     }
     return Space(rest)
-
-
-def _values(parameter: Parameter) -> Sequence[Any]:
-    """All, or more than ``MOST_BRANCHES``."""
-    if isinstance(parameter, ChoiceParameter):
-        return parameter.choices
-    count = MOST_BRANCHES + 1 if parameter.step is None else round((parameter.high - parameter.low) / parameter.step) + 1
-    return [parameter.low + i * (parameter.step or 0) for i in range(min(count, MOST_BRANCHES + 1))]
 
 
 def _of_branch(space: Space, trials: Sequence[FrozenTrial], branch: Point) -> list[FrozenTrial]:

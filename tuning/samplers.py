@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuning import gaussian
 from tuning.asking import Suggestion, asked, seed_of
-from tuning.draws import grid, quasi_random
-from tuning.space import Point, Space, key
+from tuning.draws import quasi_random
+from tuning.space import Space
 from tuning.spec import SamplerName, StudySpec
 
 GP_DIMENSIONS = 20
@@ -23,7 +23,7 @@ GP_DIMENSIONS = 20
 
 
 class Exhausted(Exception):
-    """Every point of the space was tried."""
+    """No point is left, or none that chance would find."""
 
 
 Sampler = Callable[[Sequence[FrozenTrial], int, int], Suggestion]
@@ -31,13 +31,17 @@ Sampler = Callable[[Sequence[FrozenTrial], int, int], Suggestion]
 
 
 def make_sampler(spec: StudySpec, space: Space) -> Sampler:
-    name = choose(spec, space)[0] if spec.sampler.type == "auto" else spec.sampler.type
-    if name == "grid":
-        points = grid(space, spec.seed)
-        return lambda trials, number, attempt: Suggestion(_untried(points, space, trials), "grid")
-    if name == "bandit":
-        return lambda trials, number, attempt: _ask(_arm(spec, trials, number), spec, space, trials, number, attempt)
+    """Of any type but ``grid``, which knows all its points from the start."""
+    if spec.sampler.type == "bandit":
+        arms = list(dict.fromkeys(_able(arm, spec, space) for arm in spec.sampler.arms))
+        return lambda trials, number, attempt: _ask(_arm(arms, spec, trials, number), spec, space, trials, number, attempt)
+    name = choose(spec, space)[0] if spec.sampler.type == "auto" else _able(spec.sampler.type, spec, space)
     return lambda trials, number, attempt: _ask(name, spec, space, trials, number, attempt)
+
+
+def _able(name: str, spec: StudySpec, space: Space) -> str:
+    """The sampler, or ``tpe`` where a Gaussian process would have to learn too many branches."""
+    return "tpe" if name == "gp" and len(spec.objectives) == 1 and gaussian.branches(space) is None else name
 
 
 def _ask(name: str, spec: StudySpec, space: Space, trials: Sequence[FrozenTrial], number: int, attempt: int) -> Suggestion:
@@ -88,14 +92,6 @@ _SAMPLERS: dict[str, Callable[[StudySpec, int], BaseSampler]] = {
 }
 
 
-def _untried(points: Sequence[Point], space: Space, trials: Sequence[FrozenTrial]) -> Point:
-    tried = {key(space.decode(trial.params)) for trial in trials}
-    found = next((point for point in points if key(point) not in tried), None)
-    if found is None:
-        raise Exhausted
-    return found
-
-
 # -- which sampler -----------------------------------------------------------------------------------------------------
 
 
@@ -105,19 +101,19 @@ def choose(spec: StudySpec, space: Space) -> tuple[SamplerName, str]:
         return "qmc", "a population begins spread evenly"
     if spec.budget.trials is not None and spec.budget.trials <= 5:
         return "qmc", f"{spec.budget.trials} trials are too few to fit a model"
-    found = len(gaussian.branches(space))
+    found = gaussian.branches(space)
     if len(space.parameters) > GP_DIMENSIONS:
         return "tpe", f"{len(space.parameters)} parameters are too many for a Gaussian process"
-    if found > gaussian.MOST_BRANCHES:
+    if found is None:
         return "tpe", f"conditions part the space into more than {gaussian.MOST_BRANCHES} branches"
-    if found > 1:
-        return "gp", f"a Gaussian process for each of the {found} branches of the space"
+    if len(found) > 1:
+        return "gp", f"a Gaussian process for each of the {len(found)} branches of the space"
     return "gp", "a Gaussian process learns most from a trial"
 
 
-def _arm(spec: StudySpec, trials: Sequence[FrozenTrial], number: int) -> str:
+def _arm(arms: Sequence[str], spec: StudySpec, trials: Sequence[FrozenTrial], number: int) -> str:
     """Thompson sampling over the samplers: each is as good as the share of its trials that were better than all before."""
-    wins, losses = dict.fromkeys(spec.sampler.arms, 1.0), dict.fromkeys(spec.sampler.arms, 1.0)
+    wins, losses = dict.fromkeys(arms, 1.0), dict.fromkeys(arms, 1.0)
     sign = 1.0 if spec.objectives[0].direction == "minimize" else -1.0
     best = math.inf
     for trial in trials:
@@ -131,4 +127,4 @@ def _arm(spec: StudySpec, trials: Sequence[FrozenTrial], number: int) -> str:
             (wins if value < best else losses)[arm] += 1
         best = min(best, value)
     draw = random.Random(seed_of(spec.seed, number))
-    return max(spec.sampler.arms, key=lambda arm: draw.betavariate(wins[arm], losses[arm]))
+    return max(arms, key=lambda arm: draw.betavariate(wins[arm], losses[arm]))

@@ -77,11 +77,19 @@ class JobSpace(Space):
         self._document = study.base.as_given()
         self._constraints = [(text, expressions.parse(text)) for text in study.constraints]
         self._jobs = study.trials_are_jobs
+        self._points = study.points
+        self._reasons: dict[str, str | None] = {}
 
     @cached_property
     def base_point(self) -> Point:
         """What ``base`` says, moved into the space where it lies outside."""
         return self.complete({})
+
+    @cached_property
+    def known_points(self) -> dict[str, Point]:
+        """``base`` and the points that the study names, by key; without those that are no job."""
+        points = [self.base_point, *(self.complete(point) for point in self._points)]
+        return {key(point): point for point in points if self.reason_against(point) is None}
 
     def complete(self, known: Mapping[str, Any]) -> Point:
         """The point with the values of ``known``, and those of ``base`` where it has none."""
@@ -127,6 +135,17 @@ class JobSpace(Space):
         if job.world_size > 1 and not self._jobs:
             raise ValueError(f"a trial inside the study has one worker, not {job.world_size}")
         return job
+
+    def reason_against(self, point: Mapping[str, Any]) -> str | None:
+        """Why a point is no job; None: it is one. Kept, for a grid comes by its points again at every ask."""
+        name = key(point)
+        if name not in self._reasons:
+            try:
+                self.job(point)
+                self._reasons[name] = None
+            except ValueError as error:
+                self._reasons[name] = str(error)
+        return self._reasons[name]
 
 
 def _labels(choices: Sequence[Any]) -> dict[Any, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,9 +12,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuning.asking import Suggestion
 from tuning.compat_optuna import set_constraint
-from tuning.space import JobSpace, Point
+from tuning.space import JobSpace, Point, key
 from tuning.spec import StudySpec
 from tuning.views import Standing
+from workers.spec import TrainSpec
 
 NAME = "study"
 """Of the only study in its journal."""
@@ -41,6 +42,8 @@ class Study:
             self.optuna = optuna.create_study(storage=storage, study_name=NAME, directions=directions)
         self._id = storage.get_study_id_from_name(NAME)
         self._total_steps: dict[int, int] = {}
+        self._keys: set[str] = set()
+        self._keyed = 0
 
     @property
     def trials(self) -> Sequence[FrozenTrial]:
@@ -58,13 +61,22 @@ class Study:
         return self.space.decode(self.trial(number).params)
 
     @property
+    def tried(self) -> Container[str]:
+        """The keys of all trials' points; a point is decided when its trial begins, so that only new trials are looked at."""
+        trials = self.trials
+        self._keys.update(key(self.space.decode(trial.params)) for trial in trials[self._keyed :])
+        self._keyed = len(trials)
+        return self._keys
+
+    @property
     def own(self) -> list[FrozenTrial]:
         """Without those of earlier studies."""
         return [trial for trial in self.trials if ORIGIN not in trial.user_attrs]
 
     def adopt(self, name: str, earlier: "Study") -> None:
         """Know the complete trials of an earlier study, if no trial of this one was begun. They are held against the limits of
-        this study; one that did not measure what is limited stays unknown. Adopting twice changes nothing."""
+        this study; one that did not measure what is limited stays unknown, and so does one whose point is no job here.
+        Adopting twice changes nothing."""
         if self.own:
             return
         known = [trial.user_attrs[ORIGIN] for trial in self.trials]
@@ -75,6 +87,8 @@ class Study:
             metrics = trial.user_attrs[METRICS]
             if not all(limit.metric in metrics for limit in self.spec.limits):
                 continue
+            if not self._has_job(trial):
+                continue
             copy = create_trial(
                 params=trial.params,
                 distributions=trial.distributions,
@@ -84,6 +98,13 @@ class Study:
                 user_attrs={SAMPLER: name, METRICS: metrics, ORIGIN: origin},
             )
             self.optuna.add_trial(copy)
+
+    def _has_job(self, trial: FrozenTrial) -> bool:
+        try:
+            self.space.job(self.space.decode(trial.params))
+        except ValueError:
+            return False
+        return True
 
     def standings(self) -> Counter[str]:
         """How many trials came to what."""
@@ -97,7 +118,7 @@ class Study:
 
     def total_steps(self, number: int) -> int:
         if number not in self._total_steps:  # a whole job is made to count them
-            self._total_steps[number] = self.space.job(self.point(number)).total_steps
+            self._total_steps[number] = TrainSpec.model_validate(self.space.document(self.point(number))).total_steps
         return self._total_steps[number]
 
     def steps_taken(self, trial: FrozenTrial) -> int:
