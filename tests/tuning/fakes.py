@@ -40,6 +40,8 @@ class FakeTrials:
     slots: int = 1
     begun: list[Assignment] = field(default_factory=list)
     stopped: list[int] = field(default_factory=list)
+    most_at_once: int = 0
+    """Trials that had begun and not ended."""
     desired: Desired = Desired.RUNNING
     _at: dict[int, int] = field(default_factory=dict)
     _waits: set[int] = field(default_factory=set)
@@ -54,6 +56,7 @@ class FakeTrials:
         assert self.free > 0
         self.begun.append(assignment)
         self._at[assignment.number] = 0
+        self.most_at_once = max(self.most_at_once, len(self._at))
         self._jobs[assignment.number] = assignment.job
 
     def answer(self, number: int, go_on: bool) -> None:
