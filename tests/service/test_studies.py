@@ -125,6 +125,17 @@ def test_a_study_begins_with_the_journals_of_those_that_it_names(manta: Manta) -
     assert len(path.read_text().splitlines()) == len(LINES)
 
 
+def test_bases_may_differ_in_what_is_searched_and_in_what_does_not_train(manta: Manta) -> None:
+    submitted(manta)
+    base = {
+        "training": {"learning_rate": 1e-3, "eval_interval": 5},
+        "checkpoint": {"interval": 7},
+        "monitoring": {"log_interval": 9},
+    }
+    later = {"name": "later", "base": base, "space": SPACE, "warm_start": ["study"]}
+    assert manta.jobs.create(TuneJob.model_validate(later)).job.state == "queued"
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
@@ -133,6 +144,14 @@ def test_a_study_begins_with_the_journals_of_those_that_it_names(manta: Manta) -
         (
             {"warm_start": ["study"], "space": {"training.weight_decay": {"type": "float", "low": 0, "high": 1}}},
             "another space",
+        ),
+        (
+            {"warm_start": ["study"], "base": {"training": {"steps": 7}}},
+            r"study study has another base: training.steps is \w+ there and 7 here",
+        ),
+        (
+            {"warm_start": ["study"], "base": {"data_pipeline": {"sources": [{"path": "other.txt"}]}}},
+            "another base: data_pipeline.sources is ",
         ),
     ],
 )
