@@ -110,5 +110,5 @@ class ActorTrials:
 
 
 def trial_directory(job_dir: Path, number: int) -> Path:
-    """A trial's storage: ``checkpoints/``."""
+    """A trial's storage: ``checkpoints/`` and ``measured.json``, as ``TrialRun.directory``."""
     return job_dir / "trials" / f"{number:05d}"
