@@ -119,6 +119,10 @@ def _arm(arms: Sequence[str], spec: StudySpec, trials: Sequence[FrozenTrial], nu
     for trial in trials:
         if trial.state is not TrialState.COMPLETE or gaussian.infeasible(trial):
             continue
+    if len(spec.objectives) > 1:
+        if len(found) > 1:
+            return "tpe", "of several objectives, a Gaussian process learns only the parameters that apply everywhere"
+        return "gp", "a Gaussian process for each objective seeks what adds most to the front"
         value = sign * trial.values[0]
         arm = trial.user_attrs["sampler"]
         if arm in wins:

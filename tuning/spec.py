@@ -30,6 +30,10 @@ class Objective(Spec):
     direction: Literal["minimize", "maximize"] = "minimize"
 
 
+AT_THE_END = ("train_loss", "seconds", "memory_bytes")
+"""Metrics that a trial reports only when it ends."""
+
+
 class Limit(Spec):
     """What a trial may measure. One that measures more is infeasible: no bad result, and no result at all."""
 
@@ -231,6 +235,13 @@ class StudySpec(Spec):
         if self.scheduler.type != "none":
             if len(self.objectives) > 1:
                 raise Misfit(f"{self.scheduler.type} compares trials by one objective", "scheduler", "objectives")
+            if (metric := self.objectives[0].metric) in AT_THE_END:
+                raise Misfit(
+                    f"{self.scheduler.type} compares trials on their way, and {metric} is known only at the end; choose another"
+                    " objective, such as eval_loss, or no scheduler",
+                    ("objectives", 0, "metric"),
+                    "scheduler",
+                )
             if self.base.training.eval_interval is None and "training.eval_interval" not in self.space:
                 raise Misfit(
                     f"{self.scheduler.type} compares trials by their held-out loss; set training.eval_interval",

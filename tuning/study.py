@@ -87,7 +87,7 @@ class Study:
             metrics = trial.user_attrs[METRICS]
             if not all(limit.metric in metrics for limit in self.spec.limits):
                 continue
-            if not self._has_job(trial):
+            if self.space.reason_against(self.space.decode(trial.params)) is not None:
                 continue
             copy = create_trial(
                 params=trial.params,
@@ -98,13 +98,6 @@ class Study:
                 user_attrs={SAMPLER: name, METRICS: metrics, ORIGIN: origin},
             )
             self.optuna.add_trial(copy)
-
-    def _has_job(self, trial: FrozenTrial) -> bool:
-        try:
-            self.space.job(self.space.decode(trial.params))
-        except ValueError:
-            return False
-        return True
 
     def standings(self) -> Counter[str]:
         """How many trials came to what."""

@@ -76,6 +76,13 @@ def space(**parameters: dict[str, Any]) -> dict[str, Any]:
         ({"sampler": "grid"}, "space", "grid needs a step or choices for training.learning_rate"),
         ({"sampler": "cmaes", "objectives": [{}, {"metric": "seconds"}]}, "sampler", "one objective"),
         ({"scheduler": {"type": "asha"}}, "base", "set training.eval_interval"),
+        (
+            {"scheduler": {"type": "asha"}, "objectives": [{"metric": "train_loss"}]},
+            "objectives",
+            "asha compares trials on their way, and train_loss is known only at the end",
+        ),
+        ({"scheduler": {"type": "hyperband"}, "objectives": [{"metric": "seconds"}]}, "objectives", "only at the end"),
+        ({"scheduler": {"type": "pbt", "interval": 5}, "objectives": [{"metric": "memory_bytes"}]}, "objectives", "only at"),
         ({"limits": [{"metric": "peak_memory_bytes"}]}, "limits", "give at_most, at_least or both"),
         ({"base": {"training": {"steps": 0}}}, "base", "greater than or equal to 1"),
         (
