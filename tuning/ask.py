@@ -50,9 +50,9 @@ def _suggestions(study: Study) -> Iterator[Suggestion]:
     if study.spec.sampler.type == "grid":
         yield from (Suggestion(point, "grid") for point in grid(study.space, study.spec.seed))
         return
-    number = len(study.trials)
+    trials = study.trials
     sampler = make_sampler(study.spec, study.space)
     for attempt in range(TRIES):
-        yield sampler(study.trials, number, attempt)
+        yield sampler(trials, len(trials), attempt)
     for attempt in range(RANDOM_TRIES):
-        yield Suggestion(random_point(study.space, study.spec.seed, number, attempt), "random")
+        yield Suggestion(random_point(study.space, study.spec.seed, len(trials), attempt), "random")

@@ -240,7 +240,7 @@ def test_two_sides_train_a_trial_each_until_one_has_no_more() -> None:
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("name", ["tpe", "gp"])
 def test_both_sides_are_asked_the_same_number_of_times(name: str) -> None:
-    assert len(manta_seconds(name, 2, 20)) == len(optuna_seconds(name, 2, 20)) == 2
+    assert len(list(manta_seconds(name, 2, 20))) == len(list(optuna_seconds(name, 2, 20))) == 2
     assert growth_kib(name, known(20).get_trials(deepcopy=False), 1, 2) < 10_000
 
 

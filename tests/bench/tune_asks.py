@@ -1,15 +1,16 @@
 """What an ask costs once a study is long: CPU time near trial 1,000, and memory.
 
-Hartmann's function of six dimensions at 1,000 random points, the same ones for both. ``ask_vs_optuna`` compares Manta's
-``tpe`` and ``gp`` with Optuna's samplers of the same settings, in Optuna's own study in memory: ``study.ask`` and six
-suggestions. Each side asks one point after another and is told its value; the first ask, in which a process meets a study
-that is that long already, does not count.
+Hartmann's function of six dimensions at 1,000 random points, the same ones for both. ``ask_vs_optuna`` compares what the
+study's loop does, ``next_point`` with a study in a journal over six fields of a job, ``tpe`` and ``gp``, with Optuna's samplers
+of the same settings, in Optuna's own study in memory: ``study.ask`` and six suggestions. The sides take turns, so that a slow
+minute slows both; each is told the value of every point. The first ask, in which a process meets a study that is that long
+already, does not count.
 """
 
 import gc
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from time import process_time
 from typing import Any
@@ -17,15 +18,29 @@ from typing import Any
 import optuna
 import psutil
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, create_trial
 
 from tests.bench.peers.optuna_samplers import quiet, suggest
 from tests.bench.tune_functions import FUNCTIONS
+from tuning.ask import next_point
+from tuning.journal import KnownJournal
 from tuning.samplers import Sampler, make_sampler
 from tuning.space import Point, Space
 from tuning.spec import StudySpec
+from tuning.study import METRICS, SAMPLER, Study
 
 FUNCTION = FUNCTIONS["hartmann6"]
+FIELDS = {
+    "training.learning_rate": "x0",
+    "training.weight_decay": "x1",
+    "training.label_smoothing": "x2",
+    "training.warmup_fraction": "x3",
+    "training.decay_fraction": "x4",
+    "training.min_learning_rate_ratio": "x5",
+}
+LOW, HIGH = 1e-3, 0.5
+"""Of every field: all points are jobs."""
 TRIALS = 1000
 ASKS = {"tpe": 20, "gp": 4}
 PEERS: dict[str, Callable[[], BaseSampler]] = {
@@ -60,30 +75,48 @@ def add(study: optuna.Study, space: Space, point: Point) -> None:
     study.add_trial(create_trial(params=space.encode(point), distributions=dict(space.distributions), value=value))
 
 
-def manta_seconds(name: str, asks: int, trials: int) -> list[float]:
+def study_of(name: str, trials: int) -> Study:
+    """With as many trials as ``known``, at its points."""
+    given = {
+        "space": {path: {"type": "float", "low": LOW, "high": HIGH} for path in FIELDS},
+        "sampler": name,
+        "budget": {"trials": 2 * TRIALS},
+    }
+    study = Study(StudySpec.model_validate(given), JournalStorage(KnownJournal([])))
+    for trial in known(trials).get_trials(deepcopy=False):
+        told = create_trial(
+            params={path: LOW + (HIGH - LOW) * trial.params[x] for path, x in FIELDS.items()},
+            distributions=dict(study.space.distributions),
+            values=trial.values,
+            user_attrs={SAMPLER: name, METRICS: {}},
+        )
+        study.optuna.add_trial(told)
+    return study
+
+
+def manta_seconds(name: str, asks: int, trials: int) -> Iterator[float]:
     """CPU time of each ask."""
-    study, space, sampler = known(trials), Space(FUNCTION.parameters), sampler_of(name)
-    taken = []
+    study = study_of(name, trials)
     for _ in range(asks):
-        so_far = study.get_trials(deepcopy=False)
         before = process_time()
-        suggestion = sampler(so_far, len(so_far), 0)
-        taken.append(process_time() - before)
-        add(study, space, suggestion.point)
-    return taken
+        suggestion = next_point(study)
+        taken = process_time() - before
+        number = study.begin(suggestion)
+        point = {x: (suggestion.point[path] - LOW) / (HIGH - LOW) for path, x in FIELDS.items()}
+        study.complete(number, [FUNCTION.value(point, 1.0)], {})
+        yield taken
 
 
-def optuna_seconds(name: str, asks: int, trials: int) -> list[float]:
+def optuna_seconds(name: str, asks: int, trials: int) -> Iterator[float]:
     study = known(trials)
     study.sampler = PEERS[name]()
-    taken = []
     for _ in range(asks):
         before = process_time()
         trial = study.ask()
         point = suggest(trial, FUNCTION.distributions_at)
-        taken.append(process_time() - before)
+        taken = process_time() - before
         study.tell(trial, FUNCTION.value(point, 1.0))
-    return taken
+        yield taken
 
 
 def growth_kib(name: str, so_far: Sequence[FrozenTrial], before: int, asks: int) -> float:
@@ -105,7 +138,8 @@ def ask_figures(say: Callable[[str], None], trials: int = TRIALS, share: float =
     figures: dict[str, Any] = {}
     for name, asks in ASKS.items():
         count = max(2, round(asks * share))
-        ours, theirs = (median(side(name, count, trials)[1:]) for side in (manta_seconds, optuna_seconds))
+        turns = list(zip(manta_seconds(name, count, trials), optuna_seconds(name, count, trials), strict=True))
+        ours, theirs = (median(side) for side in zip(*turns[1:], strict=True))
         say(f"  {name}: {1e3 * ours:.1f} ms an ask, Optuna {1e3 * theirs:.1f} ms")
         figures |= {
             f"ask_ms_{name}": round(1e3 * ours, 2),
