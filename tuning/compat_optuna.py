@@ -2,6 +2,9 @@
 
 from optuna.storages import BaseStorage
 
+GENERATION = "NSGAIISampler:generation"
+"""System attribute of a trial: the generation of Optuna's NSGA-II that it is of, from 0."""
+
 
 def set_constraint(storage: BaseStorage, trial_id: int, name: str, excess: float) -> None:
     """As ``Trial.set_constraint`` does, whose ``Trial`` only Optuna's own loop makes: zero or less is feasible."""

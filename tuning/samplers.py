@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tuning import gaussian
 from tuning.asking import Suggestion, asked, seed_of
+from tuning.compat_optuna import GENERATION
 from tuning.draws import quasi_random
 from tuning.space import Space
 from tuning.spec import SamplerName, StudySpec
@@ -54,6 +55,8 @@ def _ask(name: str, spec: StudySpec, space: Space, trials: Sequence[FrozenTrial]
     sampler = _SAMPLERS[name](spec, seed_of(spec.seed, number, attempt))
     if name == "cmaes":
         trials = _penalised(trials, spec)
+    if name == "evolution":
+        trials = [_founder(trial) for trial in trials]
     made = asked(sampler, [each.direction for each in spec.objectives], space, trials)
     return Suggestion(made.point, name, made.system)
 
@@ -71,6 +74,16 @@ def _with_value(trial: FrozenTrial, value: float) -> FrozenTrial:
     penalised = copy.copy(trial)
     penalised.value = value
     return penalised
+
+
+def _founder(trial: FrozenTrial) -> FrozenTrial:
+    """A trial that evolution did not make (the base, a known point, one of an earlier study or of another arm) is of its first
+    generation."""
+    if GENERATION in trial.system_attrs:
+        return trial
+    founder = copy.copy(trial)
+    founder.system_attrs = {**trial.system_attrs, GENERATION: 0}
+    return founder
 
 
 def _startup(spec: StudySpec, default: int) -> int:
