@@ -101,9 +101,20 @@ class JobSpace(Space):
 
     def _of_base(self, path: str) -> Any:
         try:
-            return paths.get(self._base, path)
+            value = paths.get(self._base, path)
         except LookupError:
             return None
+        parameter = self.parameters[path]
+        if not isinstance(parameter, ChoiceParameter) or same(parameter.nearest(value), value):
+            return value
+        return next((choice for choice in parameter.choices if self._comes_to(path, choice, value)), None)
+
+    def _comes_to(self, path: str, choice: Any, value: Any) -> bool:
+        """Whether a choice is what a job has there: of a block it may leave out what is as by default."""
+        try:
+            return bool(paths.get(TrainSpec.model_validate(self.document({path: choice})), path) == value)
+        except (ValidationError, LookupError):
+            return False
 
     def document(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """The job that a point stands for, as a user would write it."""

@@ -112,6 +112,13 @@ def test_base_is_found_among_choices_however_its_number_is_written(choices: list
     assert made.base_point == {"training.weight_decay": found}
 
 
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_base_is_found_among_blocks_that_leave_out_their_defaults(nodes: int) -> None:
+    blocks = [{}, {"nodes": 2}, {"nodes": 4, "gpus_per_node": 1}]
+    made = space(space={"gpu_config": {"type": "choice", "choices": blocks}}, base={"gpu_config": {"nodes": nodes}})
+    assert made.base_point == {"gpu_config": {1: {}, 2: {"nodes": 2}, 3: {}}[nodes]}
+
+
 def test_what_optuna_adds_up_otherwise_is_the_value_that_was_written() -> None:
     steps = WEIGHT_DECAY | {"step": 0.1}
     made = space(
