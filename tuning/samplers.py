@@ -119,6 +119,10 @@ def choose(spec: StudySpec, space: Space) -> tuple[SamplerName, str]:
         return "tpe", f"{len(space.parameters)} parameters are too many for a Gaussian process"
     if found is None:
         return "tpe", f"conditions part the space into more than {gaussian.MOST_BRANCHES} branches"
+    if len(spec.objectives) > 1:
+        if len(found) > 1:
+            return "tpe", "of several objectives, a Gaussian process learns only the parameters that apply everywhere"
+        return "gp", "a Gaussian process for each objective seeks what adds most to the front"
     if len(found) > 1:
         return "gp", f"a Gaussian process for each of the {len(found)} branches of the space"
     return "gp", "a Gaussian process learns most from a trial"
@@ -132,10 +136,6 @@ def _arm(arms: Sequence[str], spec: StudySpec, trials: Sequence[FrozenTrial], nu
     for trial in trials:
         if trial.state is not TrialState.COMPLETE or gaussian.infeasible(trial):
             continue
-    if len(spec.objectives) > 1:
-        if len(found) > 1:
-            return "tpe", "of several objectives, a Gaussian process learns only the parameters that apply everywhere"
-        return "gp", "a Gaussian process for each objective seeks what adds most to the front"
         value = sign * trial.values[0]
         arm = trial.user_attrs["sampler"]
         if arm in wins:
