@@ -31,7 +31,7 @@ HOPELESS = 5
 
 
 class MetricMissing(MantaError):
-    """A trial ended well and did not report what the study asks for: no other will."""
+    """A trial ended well and did not report what the study asks for, and none did before: no other will."""
 
     code: ClassVar[str] = "metric_missing"
     status: ClassVar[int] = 422
@@ -152,7 +152,8 @@ class Loop:
             self._failed(news)
             return
         spec, metrics = self._study.spec, dict(news.metrics)
-        self._require_metrics(news.number, metrics)
+        if not self._reports_what_is_asked(news.number, metrics):
+            return
         names = [each.metric for each in spec.objectives] + [each.metric for each in spec.limits]
         wanted = {name: metrics[name] for name in names}
         if unusable := ", ".join(f"{name} {value}" for name, value in wanted.items() if not math.isfinite(value)):
@@ -171,15 +172,19 @@ class Loop:
         self._study.fail(news.number, f"{news.code}: {news.reason}" if news.code else news.reason)
         self._require_hope(news.number)
 
-    def _require_metrics(self, number: int, metrics: Mapping[str, float]) -> None:
+    def _reports_what_is_asked(self, number: int, metrics: Mapping[str, float]) -> bool:
+        """A trial that does not is failed. Where none before it did, none will, and the study ends."""
         spec = self._study.spec
         wanted = [(f"/objectives/{i}/metric", each.metric) for i, each in enumerate(spec.objectives)]
         wanted += [(f"/limits/{i}/metric", each.metric) for i, each in enumerate(spec.limits)]
         for pointer, name in wanted:
             if name not in metrics:
-                reported = ", ".join(sorted(metrics))
                 self._study.fail(number, f"{MetricMissing.code}: it did not report {name!r}")
-                raise MetricMissing(f"no trial reports {name!r}; they report {reported}", pointer=pointer)
+                standings = self._study.standings()
+                if standings["complete"] or standings["infeasible"]:
+                    return False
+                raise MetricMissing(f"no trial reports {name!r}; they report {', '.join(sorted(metrics))}", pointer=pointer)
+        return True
 
     def _require_hope(self, number: int) -> None:
         standings = self._study.standings()

@@ -270,6 +270,18 @@ def test_a_metric_that_is_never_reported_ends_the_study_with_those_that_are() ->
     assert (study.standings(), study.reason(0)) == ({"failed": 1}, "metric_missing: it did not report 'f1'")
 
 
+def test_a_metric_that_one_trial_did_not_report_fails_that_trial_alone() -> None:
+    ended = iter(range(8))
+
+    def sometimes(job: Mapping[str, Any], step: int) -> Mapping[str, float]:
+        figures = bowl(job, step)
+        return {**figures, "f1": 0.5} if step < 30 or next(ended) != 3 else figures
+
+    study, _ = run(spec(objectives=[{"metric": "f1"}]), sometimes)
+    assert study.standings() == {"complete": 7, "failed": 1}
+    assert study.reason(3) == "metric_missing: it did not report 'f1'"
+
+
 def test_a_study_without_a_feasible_trial_says_so() -> None:
     with pytest.raises(NothingFeasible, match=r"8 trials ended, and every one is beyond a limit \(memory\)"):
         run(spec(limits=[{"metric": "memory", "at_most": 0.0}]))
