@@ -15,6 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from tuning.compat_optuna import id_of
 from tuning.space import Point, Space
 
 Direction = Literal["minimize", "maximize"]
@@ -68,7 +69,7 @@ class _Given(BaseStorage):
 
     def __init__(self, trials: Sequence[FrozenTrial]) -> None:
         self._trials = list(trials)
-        self._by_id = {trial._trial_id: trial for trial in self._trials}
+        self._by_id = {id_of(trial): trial for trial in self._trials}
         self._attributes: dict[str, Any] = {}
         self.asked = FrozenTrial(
             number=len(trials),
@@ -112,8 +113,8 @@ class _Given(BaseStorage):
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         self._trials.append(self.asked)
-        self._by_id[self.asked._trial_id] = self.asked
-        return self.asked._trial_id
+        self._by_id[id_of(self.asked)] = self.asked
+        return id_of(self.asked)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         return self._by_id[trial_id]

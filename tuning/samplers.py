@@ -6,6 +6,7 @@ Nothing is kept between asks, so whoever goes on with a study asks the same.
 import copy
 import math
 import random
+import warnings
 from collections.abc import Callable, Sequence
 
 import optuna
@@ -52,7 +53,9 @@ def _ask(name: str, spec: StudySpec, space: Space, trials: Sequence[FrozenTrial]
         sign = 1.0 if spec.objectives[0].direction == "minimize" else -1.0
         point = gaussian.suggest(space, trials, sign, spec.seed, number, attempt, spec.sampler.startup_trials)
         return Suggestion(point, "gp")
-    sampler = _SAMPLERS[name](spec, seed_of(spec.seed, number, attempt))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of TPE's groups, at every ask
+        sampler = _SAMPLERS[name](spec, seed_of(spec.seed, number, attempt))
     if name == "cmaes":
         trials = _penalised(trials, spec)
     if name == "evolution":

@@ -42,10 +42,23 @@ def test_every_task_has_a_result_and_an_error_of_the_users_is_raised_as_it_is(ex
             raise SourceError(f"{task} is odd", pointer=f"/numbers/{task}")
         return task // 2
 
-    assert sorted(executor.map(halved, range(0, 12, 2))) == list(range(6))
+    assert sorted(executor.map(halved, range(0, 80, 2))) == list(range(40))  # more than a small cluster makes blocks
     with pytest.raises(SourceError, match="7 is odd") as raised:
         list(executor.map(halved, (7,)))
     assert raised.value.pointer == "/numbers/7"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "cpus", "blocks"),
+    [(1, 2, 1), (25, 2, 25), (100, 2, 32), (100, 0, 32), (100, 4, 64), (100, 16, 100), (10**5, 256, 1024)],
+)
+def test_many_tasks_share_blocks_and_every_cpu_has_several(
+    tasks: int, cpus: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data import ray_executor
+
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": float(cpus)} if cpus else {})
+    assert ray_executor._blocks(tasks) == blocks
 
 
 @pytest.mark.cluster
