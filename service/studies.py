@@ -155,7 +155,7 @@ class Studies:
         numbers = [trial.number for trial in trials]
         of_trials = select(Job.trial, Job.id).where(Job.parent == job_id, Job.trial.in_(numbers))
         with self._store.read() as session:
-            jobs = dict(session.execute(of_trials).tuples().all())
+            jobs = {row.trial: row.id for row in session.execute(of_trials)}
         return [trial.model_copy(update={"job_id": jobs.get(trial.number)}) for trial in trials]
 
     def _study(self, job_id: str) -> "tuple[Job, Study]":

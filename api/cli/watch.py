@@ -13,7 +13,7 @@ from api.cli.feed import Update
 from api.cli.pages import PHASE_TITLE, done_of, phases_table, speed_of, state_text
 from api.cli.text import clock, duration
 from service.spec import JOB_SPEC
-from service.states import JobState
+from service.states import FINAL, JobState
 from service.views import EventView, JobView, PhaseView
 from workers.spec import TrainSpec
 
@@ -98,7 +98,10 @@ def worker_count(job: JobView) -> int | None:
 
 
 class PlainLines:
-    """The same off a terminal: a line where a phase begins, at every tenth of it and at its end. No clock is read."""
+    """The same off a terminal: a line where a phase begins, at every tenth of it and at its end; last, how the job ended.
+
+    No clock is read.
+    """
 
     def __init__(self) -> None:
         self._said: dict[str, int] = {}
@@ -108,18 +111,19 @@ class PlainLines:
         job = screen.job
         if job is None:
             return []
-        lines: list[str] = []
+        state: list[str] = []
         if job.state is not self._state:
             why = f": {job.why_pending}" if job.why_pending else ""
-            lines.append(f"{job.name} is {job.state.value}{why}")
+            state.append(f"{job.name} is {job.state.value}{why}")
             self._state = job.state
+        phases: list[str] = []
         for phase in job.progress:
             tenth = 10 if phase.reused else 10 * phase.done // phase.total if phase.total else 0
             if tenth <= self._said.get(phase.phase, -1):
                 continue
             self._said[phase.phase] = tenth
-            lines.append(self._line(phase, screen))
-        return lines
+            phases.append(self._line(phase, screen))
+        return [*phases, *state] if job.state in FINAL else [*state, *phases]
 
     @staticmethod
     def _line(phase: PhaseView, screen: Screen) -> str:

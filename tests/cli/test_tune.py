@@ -72,7 +72,7 @@ def test_watching_off_a_terminal_says_a_line_for_each_trial_and_ends_as_the_job(
     assert len(lines) == 12
     assert sum("(best so far)" in line for line in lines) == 1
     assert any(" pruned: not among the best" in line for line in lines)
-    assert "is succeeded" in watched.stdout.splitlines()[-2], "what became of the trials comes before"
+    assert "is succeeded" in watched.stdout.splitlines()[-1], "what became of the trials comes before"
 
 
 def test_trials_are_listed_whole(study: Service) -> None:

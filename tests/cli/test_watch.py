@@ -134,6 +134,13 @@ def test_off_a_terminal_a_phase_speaks_at_its_tenths(job: Callable[..., JobView]
     assert said(phase("training", 7, 80)) == []
     assert said(phase("training", 8, 80, rate=2.0, eta_seconds=36.0)) == ["Training: 8/80 steps, 2 steps/s, 36 s left"]
     assert said(phase("training", 80, 80)) == ["Training: 80/80 steps"]
+    assert said(phase("training", 80, 80), state="succeeded") == ["quickstart is succeeded"]
+
+
+def test_off_a_terminal_how_a_job_ended_is_the_last_line(job: Callable[..., JobView], phase: Callable[..., PhaseView]) -> None:
+    screen = Screen()
+    screen.take(Update(job=job(state="succeeded", progress=[phase("training", 80, 80)])))
+    assert PlainLines().take(screen) == ["Training: 80/80 steps", "quickstart is succeeded"]
 
 
 @pytest.mark.parametrize("terminal", [True, False])
