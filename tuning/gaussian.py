@@ -5,7 +5,7 @@ Optuna's sampler sees a study that holds our view of the trials so far:
 - Values, not curves. A stopped trial's last value is carried to the deepest step by the median gain of the trials that measured
   at both. (Told as it stands, a value of ten steps competes with one of a thousand.)
 - Every second ask sees the values warped to be as normal as a power can make them (the idea is HEBO's, arXiv 2012.03826): a
-  stationary process can follow neither a floor of 1 between walls of 1e5 nor a needle in a plain.
+  stationary process can follow neither a floor of 1 between walls of 1e5 nor a pit in a plain.
 - At most ``SHOWN`` trials, so that an ask costs the same at trial 300 and at trial 3,000.
 - Of a space with conditions, the trials of one branch, and a process for each.
 """
@@ -150,18 +150,29 @@ def estimates(trials: Sequence[FrozenTrial], sign: float) -> dict[int, float]:
 
 
 def warp(values: Floats) -> Floats:
-    """Distances to the best through the power that makes them most like a normal distribution (Box and Cox 1964); their order
-    does not change. At most the logarithm of a tenth of the median's distance is seen: nothing nearer stands out."""
-    from scipy.stats import boxcox  # takes longer to import than the service needs to start
-
-    distances = values - values.min()
-    middle = float(np.median(distances)) or float(distances.max())
-    if not middle > 0:
+    """Distances to the best (which spreads the floor between walls) or to the worst (which spreads the plain around a pit),
+    whichever the better power makes more like a normal distribution; their order does not change."""
+    if not values.max() > values.min():
         return values
+    near, near_fit = _normal(values - values.min())
+    far, far_fit = _normal(values.max() - values)
+    if max(near_fit, far_fit) == -math.inf:
+        return values
+    return near if near_fit >= far_fit else -far
+
+
+def _normal(distances: Floats) -> tuple[Floats, float]:
+    """Through the power that makes them most like a normal distribution (Box and Cox 1964), and how likely they are then, in
+    logarithms. At most the logarithm of a tenth of the median's distance is seen: nothing nearer to 0 stands out."""
+    from scipy.stats import boxcox, boxcox_llf  # takes longer to import than the service needs to start
+
+    middle = float(np.median(distances)) or float(distances.max())
+    shares = distances / middle + FLOOR
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of powers that overflow, which are none of the best
-        found: Floats = boxcox(distances / middle + FLOOR)[0]
-    return found if np.isfinite(found).all() else values
+        found, power = boxcox(shares)
+        fit = float(boxcox_llf(power, shares)) - len(shares) * math.log(middle)  # of what is not yet in shares
+    return found, fit if np.isfinite(found).all() and math.isfinite(fit) else -math.inf
 
 
 def view(space: Space, trials: Sequence[FrozenTrial], sign: float, warped: bool) -> list[FrozenTrial]:

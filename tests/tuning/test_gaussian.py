@@ -88,12 +88,12 @@ def test_a_warp_keeps_the_order(values: list[float]) -> None:
     assert (np.diff(in_order) >= -1e-9 * max(1.0, float(np.abs(in_order).max()))).all()
 
 
-@pytest.mark.parametrize("skewed", [np.exp(np.linspace(0, 12, 30)), -np.exp(np.linspace(0, 4, 30))], ids=["walls", "needle"])
+@pytest.mark.parametrize("skewed", [np.exp(np.linspace(0, 12, 30)), -np.exp(np.linspace(-6, 4, 30))], ids=["walls", "a pit"])
 def test_a_warp_makes_values_less_skewed(skewed: np.ndarray[Any, np.dtype[np.float64]]) -> None:
     def skew(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
         return abs(float((((values - values.mean()) / values.std()) ** 3).mean()))
 
-    assert skew(gaussian.warp(skewed)) < 0.7 * skew(skewed)
+    assert skew(gaussian.warp(skewed)) < 0.2 * skew(skewed)
 
 
 # -- the view ----------------------------------------------------------------------------------------------------------
