@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 
 from tuning.asking import asked, seed_of
-from tuning.parameters import ChoiceParameter, FloatParameter, IntParameter, Parameter
+from tuning.parameters import ChoiceParameter, Parameter
 from tuning.space import Point, Space
 
 
@@ -39,23 +39,8 @@ def combinations(space: Space, paths: Sequence[str], point: Point | None = None)
     elif not space.applies(paths[0], point):
         yield from combinations(space, paths[1:], point)
     else:
-        for value in _values(space.parameters[paths[0]]):
+        for value in space.parameters[paths[0]].values():
             yield from combinations(space, paths[1:], {**point, paths[0]: value})
-
-
-def _values(parameter: Parameter) -> Iterator[Any]:
-    if isinstance(parameter, ChoiceParameter):
-        yield from parameter.choices
-    else:
-        step = parameter.step
-        assert step is not None, "the spec sees to it that a grid has steps"
-        yield from (parameter.nearest(parameter.low + i * step) for i in range(_count(parameter, step)))
-
-
-def _count(parameter: FloatParameter | IntParameter, step: float) -> int:
-    """Of the values of a range; the last step may end before ``high``."""
-    last: float = parameter.nearest(parameter.high)
-    return round((last - parameter.low) / step) + 1
 
 
 def quasi_random(space: Space, seed: int, index: int) -> Point:
@@ -80,6 +65,6 @@ def at_quantile(parameter: Parameter, u: float) -> Any:
     low, high = parameter.low, parameter.high
     if parameter.log:
         return parameter.nearest(math.exp(math.log(low) + u * (math.log(high) - math.log(low))))
-    if parameter.step is None:
+    if parameter.step is None or parameter.count is None:
         return low + u * (high - low)
-    return parameter.nearest(low + math.floor(u * _count(parameter, parameter.step)) * parameter.step)
+    return parameter.nearest(low + math.floor(u * parameter.count) * parameter.step)

@@ -4,7 +4,7 @@ Names follow Optuna.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
@@ -40,6 +40,15 @@ class _Range(_Parameter):
     def ends(self) -> tuple[Any, ...]:
         """Values that between them show whether the field takes what is searched."""
         return self.low, self.high
+
+    @property
+    def count(self) -> int | None:
+        """How many values there are; None: it has no step. The last step may end before ``high``."""
+        return None if self.step is None else round((self.nearest(self.high) - self.low) / self.step) + 1
+
+    def values(self) -> Iterator[Any]:
+        """Of a range with a step, from the lowest."""
+        return (self.nearest(self.low + i * (self.step or 0)) for i in range(self.count or 0))
 
     def nearest(self, value: Any) -> Any:
         """The value of the range that is nearest to ``value``, of the range's own type (0 is no 0.0 in a journal); the lowest
@@ -100,6 +109,13 @@ class ChoiceParameter(_Parameter):
     def ends(self) -> tuple[Any, ...]:
         """Values that between them show whether the field takes what is searched."""
         return self.choices
+
+    @property
+    def count(self) -> int:
+        return len(self.choices)
+
+    def values(self) -> Iterator[Any]:
+        return iter(self.choices)
 
     def nearest(self, value: Any) -> Any:
         return next((choice for choice in self.choices if same(choice, value)), self.choices[0])

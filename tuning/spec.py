@@ -18,7 +18,7 @@ from pydantic import (
 from data.spec_base import Misfit, Seed, Spec
 from tuning.changeable import CHANGEABLE, may_change
 from tuning.expressions import Expression
-from tuning.parameters import ChoiceParameter, Parameter, alternatives, parents_first, same
+from tuning.parameters import Parameter, alternatives, parents_first, same
 from tuning.paths import Path, put
 from workers.spec import TrainingSpec, TrainSpec
 
@@ -47,6 +47,9 @@ class Limit(Spec):
             raise Misfit("give at_most, at_least or both", "at_most")
         return self
 
+
+MOST_GRID_POINTS = 100_000
+"""All of them are held, in a random order."""
 
 SamplerName = Literal["auto", "gp", "tpe", "cmaes", "random", "grid", "evolution", "qmc", "bandit"]
 
@@ -227,9 +230,8 @@ class StudySpec(Spec):
 
     @model_validator(mode="after")
     def _search_fits(self) -> Self:
-        ranges = [path for path, each in self.space.items() if not isinstance(each, ChoiceParameter) and each.step is None]
-        if self.sampler.type == "grid" and ranges:
-            raise Misfit(f"grid needs a step or choices for {ranges[0]}", ("space", ranges[0]), "sampler")
+        if self.sampler.type == "grid":
+            self._require_a_grid()
         if self.sampler.type == "cmaes" and len(self.objectives) > 1:
             raise Misfit("cmaes searches for one objective", "sampler", "objectives")
         if self.scheduler.type != "none":
@@ -249,6 +251,16 @@ class StudySpec(Spec):
                     "scheduler",
                 )
         return self
+
+    def _require_a_grid(self) -> None:
+        points = 1
+        for path, parameter in self.space.items():
+            if parameter.count is None:
+                raise Misfit(f"grid needs a step or choices for {path}", ("space", path), "sampler")
+            points *= parameter.count
+        if points > MOST_GRID_POINTS:
+            detail = f"a grid has at most {MOST_GRID_POINTS:,} points, and this one up to {points:,}; choose qmc or random"
+            raise Misfit(detail, "space", "sampler")
 
     @model_validator(mode="after")
     def _population_fits(self) -> Self:
@@ -278,7 +290,7 @@ class StudySpec(Spec):
 
 
 def _takes(parameter: Parameter, value: JsonValue) -> bool:
-    return same(parameter.nearest(value), value) or parameter.nearest(value) == value
+    return same(parameter.nearest(value), value)
 
 
 def _is_misfit(error: Any) -> bool:

@@ -74,6 +74,25 @@ def space(**parameters: dict[str, Any]) -> dict[str, Any]:
         ({"budget": {}}, "budget", "give trials, steps or seconds"),
         ({"sampler": "gpu"}, "sampler", "'auto', 'gp'"),
         ({"sampler": "grid"}, "space", "grid needs a step or choices for training.learning_rate"),
+        (
+            {
+                "sampler": "grid",
+                "space": {
+                    "training.learning_rate": {"type": "float", "low": 1e-5, "high": 0.1, "step": 1e-5},
+                    "training.warmup_steps": {"type": "int", "low": 0, "high": 10},
+                },
+            },
+            "space",
+            "a grid has at most 100,000 points, and this one up to 110,000",
+        ),
+        (
+            {
+                "space": {"training.warmup_steps": {"type": "int", "low": 0, "high": 1}},
+                "points": [{"training.warmup_steps": True}],
+            },
+            "points",
+            "True is no value of training.warmup_steps",
+        ),
         ({"sampler": "cmaes", "objectives": [{}, {"metric": "seconds"}]}, "sampler", "one objective"),
         ({"scheduler": {"type": "asha"}}, "base", "set training.eval_interval"),
         (
