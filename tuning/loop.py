@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from data.errors import MantaError
 from tuning.ask import next_point
@@ -141,8 +141,9 @@ class Loop:
         if self._study.trial(number).user_attrs[SAMPLER] == BASE:
             return None  # what the search has to beat is known to its end
         curves = [{} if _cannot_win(trial) else trial.intermediate_values for trial in self._study.trials]
+        stopped = {trial.number for trial in self._study.trials if trial.state is TrialState.PRUNED}
         total, minimize = self._study.total_steps(number), spec.objectives[0].direction == "minimize"
-        return should_stop(spec.scheduler, spec.budget, curves, number, step, total, minimize)
+        return should_stop(spec.scheduler, spec.budget, curves, stopped, number, step, total, minimize)
 
     def _ended(self, news: Ended) -> None:
         self._here.discard(news.number)

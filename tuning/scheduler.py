@@ -4,12 +4,16 @@ A rung is a number of optimizer steps; a trial comes to it with its first measur
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from tuning.spec import AshaScheduler, Budget, HyperbandScheduler
 
 Curve = Mapping[int, float]
 """Optimizer step -> value of the first objective."""
+
+MOST_SHARES = 1.5
+"""No more than so many times ``1 / reduction_factor`` of those that came to a rung go on from it. A search that gets better
+brings one of the best third nearly every time, and would stop nothing."""
 
 
 def grace_steps(scheduler: AshaScheduler | HyperbandScheduler, total_steps: int) -> int:
@@ -48,6 +52,7 @@ def should_stop(
     scheduler: AshaScheduler | HyperbandScheduler,
     budget: Budget,
     curves: Sequence[Curve],
+    stopped: Container[int],
     number: int,
     step: int,
     total_steps: int,
@@ -57,27 +62,37 @@ def should_stop(
 
     Args:
         curves: of all trials, by number; that of this one up to ``step``.
+        stopped: the numbers of those that were.
         total_steps: of this trial.
     """
     factor = scheduler.reduction_factor
     milestones = rungs(scheduler, budget, total_steps)
-    rivals: Sequence[Curve] = curves
+    rivals: Mapping[int, Curve] = dict(enumerate(curves))
     if isinstance(scheduler, HyperbandScheduler):
         brackets = max(len(milestones), 1)
         mine = bracket(number, brackets)
         milestones = milestones[mine:]
-        rivals = [curve for other, curve in enumerate(curves) if bracket(other, brackets) == mine]
+        rivals = {other: curve for other, curve in rivals.items() if bracket(other, brackets) == mine}
     reached = [rung for rung in milestones if rung <= step and not _passed(curves[number], rung, step)]
     if not reached:
         return None
     rung = reached[-1]
     # This one's is among them. None goes on before there are enough to compare with: to let the first ones go, as poor as they
     # may be, costs a search of few trials a large part of its budget.
-    values = [value for curve in rivals if (value := value_at(curve, rung)) is not None]
-    room, sign = len(values) // factor, 1.0 if minimize else -1.0
-    if sum(sign * value < sign * curves[number][step] for value in values) < room:
-        return None
-    return f"not among the best {room} of {len(values)} trials at step {rung}"
+    values = {other: value for other, curve in rivals.items() if (value := value_at(curve, rung)) is not None}
+    came, sign = len(values), 1.0 if minimize else -1.0
+    room = came // factor
+    if sum(sign * value < sign * values[number] for value in values.values()) >= room:
+        return f"not among the best {room} of {came} trials at step {rung}"
+    went = sum(other != number and not _stopped_at(rung, rivals[other], other in stopped) for other in values)
+    if went >= math.ceil(MOST_SHARES * came / factor):
+        return f"{went} of {came} trials went on from step {rung} already"
+    return None
+
+
+def _stopped_at(rung: int, curve: Curve, stopped: bool) -> bool:
+    """Whether a trial that came to a rung did not go on from it."""
+    return stopped and not any(_passed(curve, rung, step) for step in curve)
 
 
 def _passed(curve: Curve, rung: int, step: int) -> bool:

@@ -77,7 +77,7 @@ class NoScheduler(Spec):
 
 class AshaScheduler(Spec):
     """Asynchronous successive halving (arXiv 1810.05934), the variant that stops: of the trials that have come to a rung the
-    best ``1 / reduction_factor`` go on."""
+    best ``1 / reduction_factor`` go on, and no more than 1.5 times as many in all."""
 
     type: Literal["asha"] = "asha"
     grace_steps: int | None = Field(default=None, ge=1)

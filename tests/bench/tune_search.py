@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
 
 from tests.bench.peers import optuna_samplers
 from tests.bench.tune_functions import FUNCTIONS
@@ -64,7 +65,8 @@ class Search:
         scheduler = self._study.spec.scheduler
         assert isinstance(scheduler, AshaScheduler)
         curves = [trial.intermediate_values for trial in self._study.trials]
-        reason = should_stop(scheduler, self._study.spec.budget, curves, number, step, total_steps, minimize=True)
+        stopped = {trial.number for trial in self._study.trials if trial.state is TrialState.PRUNED}
+        reason = should_stop(scheduler, self._study.spec.budget, curves, stopped, number, step, total_steps, minimize=True)
         if reason is not None:
             self._study.prune(number, reason)
         return reason is None

@@ -16,7 +16,9 @@ PLENTY = Budget(seconds=1e9)
 def stops(
     curves: Sequence[Curve], number: int, scheduler: AshaScheduler | HyperbandScheduler = ASHA, minimize: bool = True
 ) -> bool:
-    return should_stop(scheduler, PLENTY, curves, number, max(curves[number]), 270, minimize) is not None
+    """All others have stopped where their curves end."""
+    stopped = set(range(len(curves))) - {number}
+    return should_stop(scheduler, PLENTY, curves, stopped, number, max(curves[number]), 270, minimize) is not None
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,25 @@ def test_where_measurements_are_far_between_the_last_rung_counts() -> None:
     assert stops([*others, {100: 1.5}], 2)
     assert not stops([*others, {100: 0.5}], 2)
     assert not stops([*others, {100: 0.5, 200: 9.0}], 2)  # no rung is left
+
+
+def test_of_a_search_that_only_gets_better_every_other_trial_goes_on() -> None:
+    curves: list[Curve] = []
+    stopped: set[int] = set()
+    for number in range(40):
+        curves.append({10: -float(number)})
+        if should_stop(ASHA, PLENTY, curves, stopped, number, 10, 270, minimize=True):
+            stopped.add(number)
+    went_on = sorted(set(range(40)) - stopped)
+    assert went_on == [2, 3, *range(4, 40, 2)]  # the first two had too few to compare with
+
+
+def test_trials_that_went_on_and_have_not_measured_since_are_counted_and_those_of_a_later_rung_are() -> None:
+    curves: list[Curve] = [{10: 3.0}, {10: 2.0, 30: 2.0}, {10: 1.0}]
+    at_ten = (10, 270, True)
+    assert should_stop(ASHA, PLENTY, curves, {0}, 2, *at_ten) is None  # of three, one went on and was stopped no later
+    assert should_stop(ASHA, PLENTY, curves, {0, 1}, 2, *at_ten) is None  # it was, at the rung after this one
+    assert should_stop(ASHA, PLENTY, curves, set(), 2, *at_ten) == "2 of 3 trials went on from step 10 already"
 
 
 def test_hyperband_compares_within_a_bracket_and_later_brackets_stop_later() -> None:
