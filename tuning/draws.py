@@ -65,6 +65,6 @@ def at_quantile(parameter: Parameter, u: float) -> Any:
     low, high = parameter.low, parameter.high
     if parameter.log:
         return parameter.nearest(math.exp(math.log(low) + u * (math.log(high) - math.log(low))))
-    if parameter.step is None or parameter.count is None:
+    if parameter.count is None:
         return low + u * (high - low)
-    return parameter.nearest(low + math.floor(u * parameter.count) * parameter.step)
+    return parameter.at(math.floor(u * parameter.count))

@@ -10,16 +10,15 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-from optuna.trial import FrozenTrial, TrialState
-
 from data.errors import MantaError
 from tuning.ask import next_point
-from tuning.asking import BASE
+from tuning.asking import BASE, Suggestion
 from tuning.samplers import Exhausted
-from tuning.scheduler import should_stop
+from tuning.scheduler import rungs_of, should_stop
 from tuning.spec import AshaScheduler, HyperbandScheduler
-from tuning.study import RETRIES, SAMPLER, Study, standing
+from tuning.study import RETRIES, RUNGS, Study
 from tuning.trials import Assignment, Ended, Measured, Trials
+from workers.spec import TrainSpec
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +95,21 @@ class Loop:
                 return
             else:
                 try:
-                    number = self._study.begin(next_point(self._study))
+                    suggestion = next_point(self._study)
                 except Exhausted:
                     self._exhausted = True
                     return
+                number = self._study.begin(suggestion, self._rungs(suggestion))
             self._start(number)
+
+    def _rungs(self, suggestion: Suggestion) -> dict[str, list[int]]:
+        """The attribute that says where a new trial is judged: more budget, later, makes new rungs for new trials alone. The
+        base has none, for what the search has to beat is known to its end."""
+        spec, space = self._study.spec, self._study.space
+        if suggestion.sampler == BASE or not isinstance(spec.scheduler, AshaScheduler | HyperbandScheduler):
+            return {}
+        total_steps = TrainSpec.model_validate(space.document(suggestion.point)).total_steps
+        return {RUNGS: rungs_of(spec.scheduler, spec.budget, len(self._study.trials), total_steps)}
 
     def _start(self, number: int, until: int | None = None) -> None:
         self._here.add(number)
@@ -138,12 +147,8 @@ class Loop:
         spec = self._study.spec
         if not isinstance(spec.scheduler, AshaScheduler | HyperbandScheduler):
             return None
-        if self._study.trial(number).user_attrs[SAMPLER] == BASE:
-            return None  # what the search has to beat is known to its end
-        curves = [{} if _cannot_win(trial) else trial.intermediate_values for trial in self._study.trials]
-        stopped = {trial.number for trial in self._study.trials if trial.state is TrialState.PRUNED}
-        total, minimize = self._study.total_steps(number), spec.objectives[0].direction == "minimize"
-        return should_stop(spec.scheduler, spec.budget, curves, stopped, number, step, total, minimize)
+        minimize = spec.objectives[0].direction == "minimize"
+        return should_stop(spec.scheduler, self._study.courses, number, step, minimize)
 
     def _ended(self, news: Ended) -> None:
         self._here.discard(news.number)
@@ -202,8 +207,3 @@ class Loop:
                 f"{standings['infeasible']} trials ended, and every one is beyond a limit ({names})", pointer="/limits"
             )
         raise TrialsFailed(f"none of {sum(standings.values())} trials has a result")
-
-
-def _cannot_win(trial: FrozenTrial) -> bool:
-    """Whether what a trial measured on the way holds nobody back: it diverged, or is beyond a limit."""
-    return standing(trial) in ("failed", "infeasible")

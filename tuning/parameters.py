@@ -44,11 +44,24 @@ class _Range(_Parameter):
     @property
     def count(self) -> int | None:
         """How many values there are; None: it has no step. The last step may end before ``high``."""
-        return None if self.step is None else round((self.nearest(self.high) - self.low) / self.step) + 1
+        if self.step is None:
+            return None
+        low, high, step = self._exactly()
+        return int((high - low) / step) + 1
 
     def values(self) -> Iterator[Any]:
         """Of a range with a step, from the lowest."""
-        return (self.nearest(self.low + i * (self.step or 0)) for i in range(self.count or 0))
+        assert self.count is not None, "it has no step"
+        return map(self.at, range(self.count))
+
+    def at(self, index: int) -> Any:
+        """The value ``index`` steps above the lowest."""
+        low, _, step = self._exactly()
+        return type(self.low)(low + index * step)
+
+    def _exactly(self) -> tuple[Decimal, Decimal, Decimal]:
+        """``low``, ``high`` and ``step`` as they are written: 0.8 + 0.05 is 0.85."""
+        return Decimal(str(self.low)), Decimal(str(self.high)), Decimal(str(self.step))
 
     def nearest(self, value: Any) -> Any:
         """The value of the range that is nearest to ``value``, of the range's own type (0 is no 0.0 in a journal); the lowest
@@ -58,7 +71,7 @@ class _Range(_Parameter):
         inside, type_ = min(max(value, self.low), self.high), type(self.low)
         if self.step is None:
             return type_(inside)
-        low, high, step = (Decimal(str(number)) for number in (self.low, self.high, self.step))  # 0.8 + 0.05 is 0.85
+        low, high, step = self._exactly()
         steps = min(round((Decimal(str(inside)) - low) / step), int((high - low) / step))
         return type_(low + steps * step)
 
@@ -145,6 +158,39 @@ def _whole(value: Any) -> Any:
 def alternatives(values: JsonValue) -> list[JsonValue]:
     """What ``when`` lets through."""
     return values if isinstance(values, list) else [values]
+
+
+def applies(parameter: "Parameter", point: Mapping[str, Any]) -> bool:
+    """Whether it is searched where its parents have the values of ``point``."""
+    return all(
+        parent in point and any(same(point[parent], value) for value in alternatives(values))
+        for parent, values in parameter.when.items()
+    )
+
+
+def grid_size(space: Mapping[str, "Parameter"], most: int, point: Mapping[str, Any] | None = None) -> int:
+    """How many points there are; when they are more than ``most``, some number above that.
+
+    Args:
+        space: by path, parents first, all with choices or a step.
+        point: the values of parents that are decided.
+    """
+    point = point or {}
+    if not space:
+        return 1
+    path, parameter = next(iter(space.items()))
+    rest = {other: each for other, each in space.items() if other != path}
+    if not applies(parameter, point):
+        return grid_size(rest, most, point)
+    if not any(path in each.when for each in rest.values()):
+        assert parameter.count is not None
+        return parameter.count * grid_size(rest, most, point)
+    found = 0
+    for value in parameter.values():
+        found += grid_size(rest, most, {**point, path: value})
+        if found > most:
+            break
+    return found
 
 
 def parents_first(space: Mapping[str, "Parameter"]) -> list[str]:

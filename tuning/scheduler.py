@@ -1,10 +1,11 @@
-"""Which trials stop early. Pure: what a trial hears at a step follows from what all trials measured before it.
+"""Which trials stop early. Pure: what a trial hears at a step follows from what came of all trials before it.
 
 A rung is a number of optimizer steps; a trial comes to it with its first measurement at or after it.
 """
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from tuning.spec import AshaScheduler, Budget, HyperbandScheduler
 
@@ -12,8 +13,18 @@ Curve = Mapping[int, float]
 """Optimizer step -> value of the first objective."""
 
 MOST_SHARES = 1.5
-"""No more than so many times ``1 / reduction_factor`` of those that came to a rung go on from it. A search that gets better
+"""Of the trials that are judged at a rung, no more than so many times ``1 / reduction_factor`` go on. A search that gets better
 brings one of the best third nearly every time, and would stop nothing."""
+
+
+class Course(NamedTuple):
+    """What a scheduler knows of a trial."""
+
+    curve: Curve
+    """Empty, where what it measured holds nobody back."""
+    rungs: Sequence[int]
+    """At which it is judged; none, where it trains to its end whatever it measures."""
+    stopped: bool
 
 
 def grace_steps(scheduler: AshaScheduler | HyperbandScheduler, total_steps: int) -> int:
@@ -48,51 +59,44 @@ def bracket(number: int, brackets: int) -> int:
     return deal[number % len(deal)]
 
 
+def rungs_of(scheduler: AshaScheduler | HyperbandScheduler, budget: Budget, number: int, total_steps: int) -> list[int]:
+    """Where it is decided whether trial ``number``, of ``total_steps``, goes on."""
+    found = rungs(scheduler, budget, total_steps)
+    return found[bracket(number, max(len(found), 1)) :] if isinstance(scheduler, HyperbandScheduler) else found
+
+
 def should_stop(
-    scheduler: AshaScheduler | HyperbandScheduler,
-    budget: Budget,
-    curves: Sequence[Curve],
-    stopped: Container[int],
-    number: int,
-    step: int,
-    total_steps: int,
-    minimize: bool,
+    scheduler: AshaScheduler | HyperbandScheduler, courses: Sequence[Course], number: int, step: int, minimize: bool
 ) -> str | None:
     """Why trial ``number``, which has just measured at ``step``, is to stop; None lets it go on.
 
     Args:
-        curves: of all trials, by number; that of this one up to ``step``.
-        stopped: the numbers of those that were.
-        total_steps: of this trial.
+        courses: of all trials, by number; that of this one up to ``step``.
     """
-    factor = scheduler.reduction_factor
-    milestones = rungs(scheduler, budget, total_steps)
-    rivals: Mapping[int, Curve] = dict(enumerate(curves))
-    if isinstance(scheduler, HyperbandScheduler):
-        brackets = max(len(milestones), 1)
-        mine = bracket(number, brackets)
-        milestones = milestones[mine:]
-        rivals = {other: curve for other, curve in rivals.items() if bracket(other, brackets) == mine}
-    reached = [rung for rung in milestones if rung <= step and not _passed(curves[number], rung, step)]
+    mine, factor, sign = courses[number], scheduler.reduction_factor, 1.0 if minimize else -1.0
+    reached = [rung for rung in mine.rungs if rung <= step and not _passed(mine.curve, rung, step)]
     if not reached:
         return None
     rung = reached[-1]
+    rivals = dict(enumerate(courses))
+    if isinstance(scheduler, HyperbandScheduler):  # a bracket is known by its first rung
+        rivals = {each: rival for each, rival in rivals.items() if not rival.rungs or rival.rungs[0] == mine.rungs[0]}
     # This one's is among them. None goes on before there are enough to compare with: to let the first ones go, as poor as they
     # may be, costs a search of few trials a large part of its budget.
-    values = {other: value for other, curve in rivals.items() if (value := value_at(curve, rung)) is not None}
-    came, sign = len(values), 1.0 if minimize else -1.0
-    room = came // factor
+    values = {each: value for each, rival in rivals.items() if (value := value_at(rival.curve, rung)) is not None}
+    room = len(values) // factor
     if sum(sign * value < sign * values[number] for value in values.values()) >= room:
-        return f"not among the best {room} of {came} trials at step {rung}"
-    went = sum(other != number and not _stopped_at(rung, rivals[other], other in stopped) for other in values)
-    if went >= math.ceil(MOST_SHARES * came / factor):
-        return f"{went} of {came} trials went on from step {rung} already"
+        return f"not among the best {room} of {len(values)} trials at step {rung}"
+    judged = [rivals[each] for each in values if each != number and rung in rivals[each].rungs]
+    went = sum(not _stopped_at(rung, rival) for rival in judged)
+    if went >= math.ceil(MOST_SHARES * (len(judged) + 1) / factor):
+        return f"{went} of {len(judged) + 1} trials went on from step {rung} already"
     return None
 
 
-def _stopped_at(rung: int, curve: Curve, stopped: bool) -> bool:
+def _stopped_at(rung: int, course: Course) -> bool:
     """Whether a trial that came to a rung did not go on from it."""
-    return stopped and not any(_passed(curve, rung, step) for step in curve)
+    return course.stopped and max(course.curve) == min(step for step in course.curve if step >= rung)
 
 
 def _passed(curve: Curve, rung: int, step: int) -> bool:

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from pydantic import ValidationError
 
 from tuning import expressions, paths
-from tuning.parameters import ChoiceParameter, FloatParameter, Parameter, alternatives, parents_first, same
+from tuning.parameters import ChoiceParameter, FloatParameter, Parameter, applies, parents_first, same
 from tuning.spec import StudySpec
 from workers.plan import plan
 from workers.spec import TrainSpec
@@ -48,8 +48,7 @@ class Space:
 
     def applies(self, path: str, point: Mapping[str, Any]) -> bool:
         """Whether a parameter is searched where its parents have the values of ``point``."""
-        wanted = self.parameters[path].when
-        return all(parent in point and point[parent] in alternatives(values) for parent, values in wanted.items())
+        return applies(self.parameters[path], point)
 
     def encode(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """As Optuna writes it."""

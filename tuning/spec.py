@@ -18,7 +18,7 @@ from pydantic import (
 from data.spec_base import Misfit, Seed, Spec
 from tuning.changeable import CHANGEABLE, may_change
 from tuning.expressions import Expression
-from tuning.parameters import Parameter, alternatives, parents_first, same
+from tuning.parameters import Parameter, alternatives, grid_size, parents_first, same
 from tuning.paths import Path, put
 from workers.spec import TrainingSpec, TrainSpec
 
@@ -253,13 +253,14 @@ class StudySpec(Spec):
         return self
 
     def _require_a_grid(self) -> None:
-        points = 1
         for path, parameter in self.space.items():
             if parameter.count is None:
                 raise Misfit(f"grid needs a step or choices for {path}", ("space", path), "sampler")
-            points *= parameter.count
-        if points > MOST_GRID_POINTS:
-            detail = f"a grid has at most {MOST_GRID_POINTS:,} points, and this one up to {points:,}; choose qmc or random"
+        in_order = {path: self.space[path] for path in parents_first(self.space)}
+        if grid_size(in_order, MOST_GRID_POINTS) > MOST_GRID_POINTS:
+            detail = (
+                f"a grid has at most {MOST_GRID_POINTS:,} points, and this one more; larger steps, or qmc or random, would do"
+            )
             raise Misfit(detail, "space", "sampler")
 
     @model_validator(mode="after")

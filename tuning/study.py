@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuning.asking import Suggestion
 from tuning.compat_optuna import set_constraint
+from tuning.scheduler import Course
 from tuning.space import JobSpace, Point, key
 from tuning.spec import StudySpec
 from tuning.views import Standing
@@ -21,8 +22,10 @@ NAME = "study"
 """Of the only study in its journal."""
 
 REASON, RETRIES, SAMPLER, METRICS, ORIGIN = "reason", "retries", "sampler", "metrics", "origin"
+RUNGS = "rungs"
 PLACE, PARENT, AT_STEP = "place", "parent", "at_step"
-"""User attributes of a trial; the last three of a population's members: where in it, and with whose weights of which step."""
+"""User attributes of a trial: ``RUNGS`` where it is judged; the last three of a population's members, where in it, and with
+whose weights of which step."""
 
 SECONDS, EXPLOITED = "seconds", "exploited"
 """User attributes of the study: how long its driver has worked at it, and the last exploit step that is decided."""
@@ -148,6 +151,18 @@ class Study:
         trial = self.trial(number)
         before = self.lineage(trial.user_attrs[PARENT]) if PARENT in trial.user_attrs else []
         return [*before, (born_at(trial), self.point(number))]
+
+    @property
+    def courses(self) -> list[Course]:
+        """Of all trials, by number. One that diverged or is beyond a limit holds nobody back."""
+        return [
+            Course(
+                {} if standing(trial) in ("failed", "infeasible") else trial.intermediate_values,
+                trial.user_attrs.get(RUNGS, ()),
+                trial.state is TrialState.PRUNED,
+            )
+            for trial in self.trials
+        ]
 
     def begin(self, suggestion: Suggestion, attributes: Mapping[str, Any] | None = None) -> int:
         """A new trial, as one entry: it is there whole or not at all. Returns its number."""

@@ -169,6 +169,7 @@ def test_studies_are_listed_and_obey_as_jobs_do(manta: Manta, study: str) -> Non
     manta.job()
     assert [job["id"] for job in manta.http.get("/studies").json()["items"]] == [study]
     assert manta.http.post(f"/studies/{study}:pause").json()["desired"] == "paused"
+    assert manta.http.post(f"/studies/{study}:resume").json()["desired"] == "running"
     assert manta.http.post(f"/studies/{study}:cancel").json()["desired"] == "cancelled"
 
 

@@ -34,7 +34,7 @@ class Epoch(NamedTuple):
 def manta(name: str, seed: int, epochs: int = EPOCHS) -> Iterator[Epoch]:
     """A Bayesian search (``auto``) and ASHA, as they come."""
     function = FUNCTIONS[name]
-    search, spent = Search(function.parameters, seed, {"steps": epochs}, asha=True), 0
+    search, spent = Search(function.parameters, seed, {"steps": epochs}, TRIAL_EPOCHS), 0
     while True:
         number, point = search.begin()
         for epoch in range(1, TRIAL_EPOCHS + 1):
@@ -45,7 +45,7 @@ def manta(name: str, seed: int, epochs: int = EPOCHS) -> Iterator[Epoch]:
             spent += 1
             if epoch == TRIAL_EPOCHS:
                 search.complete(number, value)
-            elif not search.measured(number, epoch, value, TRIAL_EPOCHS):
+            elif not search.measured(number, epoch, value):
                 break
 
 

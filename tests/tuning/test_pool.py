@@ -12,10 +12,11 @@ from tests.tuning.talk import heard, steps, to_the_end
 from tests.tuning.tiny import job
 from tests.workers.conftest import tiny_data as tiny_data
 from tuning.journal import KnownJournal
+from tuning.loop import Loop
 from tuning.pool import ActorTrials, trial_directory
 from tuning.population_loop import PopulationLoop
 from tuning.spec import StudySpec
-from tuning.study import Study
+from tuning.study import METRICS, Study
 from tuning.trials import Assignment, Ended, ForkFailed, Measured
 from workers.spec import TrainSpec
 
@@ -143,6 +144,33 @@ def test_a_trial_goes_on_from_anothers_weights_and_optimizer_with_values_of_its_
     assert abs(undisturbed[1] - undisturbed[0]) > 2e-2
     with pytest.raises(ForkFailed, match="checkpoint of trial 1 at step 4"):
         trials.fork(1, 4, 4)
+
+
+def test_the_ends_of_schedules_and_a_dropout_that_follows_the_loss_are_searched(trials: ActorTrials) -> None:
+    floor, betas, low = "training.min_learning_rate_ratio", "training.final_betas", "training.adaptive_dropout.low"
+    given = {
+        "base": job(steps=6, warmup_steps=0, learning_rate=5e-5, adaptive_dropout={"low": 0.1, "high": 0.3}),
+        "space": {
+            floor: {"type": "float", "low": 0.02, "high": 1.0, "log": True},
+            betas: {"type": "choice", "choices": [None, [0.5, 0.6]]},
+            low: {"type": "float", "low": 0.0, "high": 0.3},
+        },
+        "points": [
+            {floor: 0.02, betas: None, low: 0.0},
+            {floor: 1.0, betas: None, low: 0.0},
+            {floor: 1.0, betas: [0.5, 0.6], low: 0.3},
+        ],
+        "sampler": "random",
+        "budget": {"trials": 4},
+    }
+    study = Study(StudySpec.model_validate(given), JournalStorage(KnownJournal([])))
+    Loop(study, trials, pulse=lambda: None, clock=lambda: 0.0).run()
+    assert study.standings() == {"complete": 4}
+    base, falling, constant, moving = (trial.user_attrs[METRICS] for trial in study.trials)
+    rates = [each["learning_rate"] for each in (falling, base, constant, moving)]
+    assert rates[0] < rates[1] < rates[2] == rates[3] == pytest.approx(5e-5)
+    assert [each["dropout"] for each in (base, falling, moving)] == [0.1, 0.0, 0.3]
+    assert moving["eval_loss"] != constant["eval_loss"]
 
 
 def test_a_population_trains_in_turn_to_its_end(trials: ActorTrials, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.scheduler import Curve, bracket, grace_steps, rungs, should_stop, value_at
+from tuning.scheduler import Course, Curve, bracket, grace_steps, rungs, rungs_of, should_stop, value_at
 from tuning.spec import AshaScheduler, Budget, HyperbandScheduler
 
 ASHA = AshaScheduler(grace_steps=10, reduction_factor=3)
@@ -17,8 +17,10 @@ def stops(
     curves: Sequence[Curve], number: int, scheduler: AshaScheduler | HyperbandScheduler = ASHA, minimize: bool = True
 ) -> bool:
     """All others have stopped where their curves end."""
-    stopped = set(range(len(curves))) - {number}
-    return should_stop(scheduler, PLENTY, curves, stopped, number, max(curves[number]), 270, minimize) is not None
+    courses = [
+        Course(curve, rungs_of(scheduler, PLENTY, each, 270), stopped=each != number) for each, curve in enumerate(curves)
+    ]
+    return should_stop(scheduler, courses, number, max(curves[number]), minimize) is not None
 
 
 @pytest.mark.parametrize(
@@ -84,22 +86,41 @@ def test_where_measurements_are_far_between_the_last_rung_counts() -> None:
 
 
 def test_of_a_search_that_only_gets_better_every_other_trial_goes_on() -> None:
-    curves: list[Curve] = []
-    stopped: set[int] = set()
+    courses: list[Course] = []
     for number in range(40):
-        curves.append({10: -float(number)})
-        if should_stop(ASHA, PLENTY, curves, stopped, number, 10, 270, minimize=True):
-            stopped.add(number)
-    went_on = sorted(set(range(40)) - stopped)
+        judged = Course({10: -float(number)}, [10, 30], stopped=False)
+        reason = should_stop(ASHA, [*courses, judged], number, 10, minimize=True)
+        courses.append(judged._replace(stopped=reason is not None))
+    went_on = [number for number, course in enumerate(courses) if not course.stopped]
     assert went_on == [2, 3, *range(4, 40, 2)]  # the first two had too few to compare with
 
 
-def test_trials_that_went_on_and_have_not_measured_since_are_counted_and_those_of_a_later_rung_are() -> None:
-    curves: list[Curve] = [{10: 3.0}, {10: 2.0, 30: 2.0}, {10: 1.0}]
-    at_ten = (10, 270, True)
-    assert should_stop(ASHA, PLENTY, curves, {0}, 2, *at_ten) is None  # of three, one went on and was stopped no later
-    assert should_stop(ASHA, PLENTY, curves, {0, 1}, 2, *at_ten) is None  # it was, at the rung after this one
-    assert should_stop(ASHA, PLENTY, curves, set(), 2, *at_ten) == "2 of 3 trials went on from step 10 already"
+@pytest.mark.parametrize(
+    ("others", "stops"),
+    [
+        ([Course({10: 3.0}, [10, 30], False), Course({10: 2.0}, [10, 30], True)], False),
+        ([Course({10: 3.0}, [10, 30], False), Course({10: 2.0}, [10, 30], False)], True),  # neither has measured since
+        ([Course({10: 3.0, 30: 3.0}, [10, 30], True), Course({10: 2.0, 30: 2.0}, [10, 30], True)], True),  # at a later rung
+        ([Course({35: 3.0}, [10, 30], True), Course({35: 2.0}, [10, 30], True)], False),  # came to both at once
+        ([Course({10: 3.0, 30: 3.0}, (), False), Course({10: 2.0, 30: 2.0}, (), False)], False),  # nobody judged them
+        ([Course({10: 3.0, 30: 3.0}, [30], False), Course({10: 2.0, 30: 2.0}, [30], False)], False),  # nor at 10
+    ],
+)
+def test_those_that_went_on_from_a_rung_are_counted_where_they_were_judged(others: list[Course], stops: bool) -> None:
+    best = Course({10: 1.0}, [10, 30], False)
+    reason = should_stop(ASHA, [*others, best], 2, 10, minimize=True)
+    assert reason == ("2 of 3 trials went on from step 10 already" if stops else None)
+
+
+def test_brackets_count_their_own() -> None:
+    scheduler = HyperbandScheduler(grace_steps=10, reduction_factor=3)
+    elsewhere = [Course({10: 3.0, 30: 3.0, 60: 3.0}, [30, 90], False)] * 6
+    here = [Course({10: 9.0, 30: 9.0}, [10, 30, 90], False)] * 2
+    best = Course({10: 1.0}, [10, 30, 90], False)
+    assert should_stop(scheduler, [*elsewhere, best], 6, 10, minimize=True) == "not among the best 0 of 1 trials at step 10"
+    assert (
+        should_stop(scheduler, [*elsewhere, *here, best], 8, 10, minimize=True) == "2 of 3 trials went on from step 10 already"
+    )
 
 
 def test_hyperband_compares_within_a_bracket_and_later_brackets_stop_later() -> None:

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tuning.space import JobSpace
+from tuning.draws import combinations
+from tuning.parameters import ChoiceParameter, IntParameter, Parameter, grid_size
+from tuning.space import JobSpace, Space
 from tuning.spec import StudySpec
 
 BOTH = ["adamw", "muon"]
@@ -53,6 +55,33 @@ def test_the_base_is_a_point_moved_into_the_space_where_it_lies_outside() -> Non
 def test_a_parameter_is_there_only_where_it_applies() -> None:
     assert "training.muon_momentum" not in space().complete({"training.optimizer": "adamw"})
     assert space().complete({"training.optimizer": "muon"})["training.muon_momentum"] == 0.95
+
+
+def test_one_is_not_true() -> None:
+    choice: Any = {"type": "choice", "choices": [1, True]}
+    parent, child = (
+        ChoiceParameter.model_validate(choice),
+        ChoiceParameter.model_validate(choice).model_copy(update={"when": {"seed": 1}}),
+    )
+    made = Space({"seed": parent, "training.steps": child})
+    assert made.applies("training.steps", {"seed": 1.0})
+    assert not made.applies("training.steps", {"seed": True})
+
+
+STEPPED = st.builds(
+    lambda low, steps: IntParameter(type="int", low=low, high=low + steps), st.integers(-3, 3), st.integers(0, 3)
+)
+
+
+@given(st.lists(st.tuples(STEPPED, st.integers(0, 3), st.integers(-3, 3)), min_size=1, max_size=5))
+def test_a_grid_has_as_many_points_as_there_are_combinations(given: list[tuple[IntParameter, int, int]]) -> None:
+    parameters: dict[str, Parameter] = {}
+    for number, (parameter, parent, value) in enumerate(given):
+        when = {f"p{parent}": value} if parent < number else {}
+        parameters[f"p{number}"] = parameter.model_copy(update={"when": when})
+    points = list(combinations(Space(parameters), list(parameters)))
+    assert grid_size(parameters, most=10**6) == len(points)
+    assert (grid_size(parameters, most=7) > 7) == (len(points) > 7)
 
 
 def test_a_parameter_of_one_that_is_not_there_is_not_there() -> None:

@@ -83,7 +83,15 @@ def space(**parameters: dict[str, Any]) -> dict[str, Any]:
                 },
             },
             "space",
-            "a grid has at most 100,000 points, and this one up to 110,000",
+            "a grid has at most 100,000 points, and this one more",
+        ),
+        (
+            {
+                "sampler": "grid",
+                "space": {"training.learning_rate": {"type": "float", "low": 1e-5, "high": 0.1, "step": 1e-320}},
+            },
+            "space",
+            "a grid has at most 100,000 points, and this one more",
         ),
         (
             {
