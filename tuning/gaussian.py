@@ -33,7 +33,7 @@ STARTUP, EARLY_STARTUP, BRANCH_STARTUP = 8, 5, 5
 """Trials spread evenly before there is a model: of a study; of one that has stopped trials; of a branch."""
 MOST_BRANCHES = 8
 FLOOR = 0.1
-"""Of the median's distance to the best, which is added to all."""
+"""Of the median distance, which is added to all before a power is taken."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -163,7 +163,7 @@ def warp(values: Floats) -> Floats:
 
 def _normal(distances: Floats) -> tuple[Floats, float]:
     """Through the power that makes them most like a normal distribution (Box and Cox 1964), and how likely they are then, in
-    logarithms. At most the logarithm of a tenth of the median's distance is seen: nothing nearer to 0 stands out."""
+    logarithms. What is nearer to 0 than a tenth of the median does not stand out."""
     from scipy.stats import boxcox, boxcox_llf  # takes longer to import than the service needs to start
 
     middle = float(np.median(distances)) or float(distances.max())

@@ -76,8 +76,8 @@ class NoScheduler(Spec):
 
 
 class AshaScheduler(Spec):
-    """Asynchronous successive halving (arXiv 1810.05934), the variant that stops: of the trials that have come to a rung the
-    best ``1 / reduction_factor`` go on, and no more than 1.5 times as many in all."""
+    """Asynchronous successive halving (arXiv 1810.05934), the variant that stops: a trial goes on from a rung if it is among
+    the best ``1 / reduction_factor`` of those that came so far, as long as less than 1.5 times that share has gone on."""
 
     type: Literal["asha"] = "asha"
     grace_steps: int | None = Field(default=None, ge=1)
@@ -86,7 +86,8 @@ class AshaScheduler(Spec):
 
 
 class HyperbandScheduler(Spec):
-    """Hyperband (arXiv 1603.06560): trials are dealt to brackets of ASHA that begin to stop at ever later rungs."""
+    """Hyperband (arXiv 1603.06560): trials are dealt to brackets of ASHA that begin to stop at ever later rungs. Each judges
+    its own as ASHA does."""
 
     type: Literal["hyperband"] = "hyperband"
     grace_steps: int | None = Field(default=None, ge=1)

@@ -44,7 +44,7 @@ AT_LEAST = {
     "wins_vs_tpe": 0.6,
 }
 AT_MOST = {
-    **{f"regret_vs_best_{name}": 1.1 for name in RACED},
+    **{f"regret_vs_best_{name}{seeds}": 1.1 for name in RACED for seeds in ("", "_first10")},
     "live_vs_table": 1e-3,
     "live_best_rank": 0.05,
     "trial_overhead_vs_ray": 1.0,
