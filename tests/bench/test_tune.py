@@ -189,10 +189,10 @@ def test_both_sides_take_as_many_epochs_and_stop_some_trials(side: Any) -> None:
 
 
 def test_stopped_trials_of_a_search_are_pruned_with_what_they_measured() -> None:
-    search = Search(FUNCTIONS["hartmann3"].parameters, 0, {"steps": 100}, asha=True)
+    search = Search(FUNCTIONS["hartmann3"].parameters, 0, {"steps": 100}, total_steps=27)
     for value in (3.0, 2.0, 1.0, 9.0):
         number, _ = search.begin()
-        goes_on = search.measured(number, 1, value, 27)
+        goes_on = search.measured(number, 1, value)
     assert not goes_on
     *_, best, worst = search._study.trials
     assert (best.state.name, worst.state.name) == ("RUNNING", "PRUNED")
