@@ -46,6 +46,7 @@ AT_LEAST = {
 AT_MOST = {
     **{f"regret_vs_best_{name}{seeds}": 1.1 for name in RACED for seeds in ("", "_first10")},
     "live_vs_table": 1e-3,
+    "live_vs_replay": 1e-3,
     "live_best_rank": 0.05,
     "trial_overhead_vs_ray": 1.0,
     "ask_vs_optuna_tpe": 1.2,
@@ -83,7 +84,7 @@ def main(parts: Sequence[str]) -> None:
             "wins_vs": "share of seeds with a lower final loss; ties are half",
             "table_loss": "held-out loss, nats, median over seeds",
             "table_rank, live_best_rank": "share of the table's runs that ended lower",
-            "live_vs_table": "nats",
+            "live_vs_table, live_vs_replay": "nats",
             "trial_overhead_vs_ray, ask_vs_optuna": "Manta / peer",
             "ask_memory_growth_kib": "KiB / ask",
             "ms": "ms; of asks CPU time",
