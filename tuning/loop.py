@@ -8,15 +8,15 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from data.errors import MantaError
 from tuning.ask import next_point
 from tuning.asking import BASE, Suggestion
 from tuning.samplers import Exhausted
-from tuning.scheduler import rungs_of, should_stop
+from tuning.scheduler import judged_at, should_stop
 from tuning.spec import AshaScheduler, HyperbandScheduler
-from tuning.study import RETRIES, RUNGS, Study
+from tuning.study import BRACKET, RETRIES, RUNGS, Study
 from tuning.trials import Assignment, Ended, Measured, Trials
 from workers.spec import TrainSpec
 
@@ -99,17 +99,18 @@ class Loop:
                 except Exhausted:
                     self._exhausted = True
                     return
-                number = self._study.begin(suggestion, self._rungs(suggestion))
+                number = self._study.begin(suggestion, self._judged_at(suggestion))
             self._start(number)
 
-    def _rungs(self, suggestion: Suggestion) -> dict[str, list[int]]:
-        """The attribute that says where a new trial is judged: more budget, later, makes new rungs for new trials alone. The
-        base has none, for what the search has to beat is known to its end."""
+    def _judged_at(self, suggestion: Suggestion) -> dict[str, Any]:
+        """The attributes that say where a new trial is judged: it keeps its rungs when the budget grows. The base has none, for
+        what the search has to beat is known to its end."""
         spec, space = self._study.spec, self._study.space
         if suggestion.sampler == BASE or not isinstance(spec.scheduler, AshaScheduler | HyperbandScheduler):
             return {}
         total_steps = TrainSpec.model_validate(space.document(suggestion.point)).total_steps
-        return {RUNGS: rungs_of(spec.scheduler, spec.budget, len(self._study.trials), total_steps)}
+        rungs, bracket = judged_at(spec.scheduler, spec.budget, len(self._study.trials), total_steps)
+        return {RUNGS: rungs, BRACKET: bracket}
 
     def _start(self, number: int, until: int | None = None) -> None:
         self._here.add(number)

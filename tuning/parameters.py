@@ -168,6 +168,10 @@ def applies(parameter: "Parameter", point: Mapping[str, Any]) -> bool:
     )
 
 
+NAMED_NOWHERE = object()
+"""Stands for every value of a parent that nothing depends on."""
+
+
 def grid_size(space: Mapping[str, "Parameter"], most: int, point: Mapping[str, Any] | None = None) -> int:
     """How many points there are; when they are more than ``most``, some number above that.
 
@@ -185,8 +189,11 @@ def grid_size(space: Mapping[str, "Parameter"], most: int, point: Mapping[str, A
     if not any(path in each.when for each in rest.values()):
         assert parameter.count is not None
         return parameter.count * grid_size(rest, most, point)
-    found = 0
-    for value in parameter.values():
+    wanted = [value for each in rest.values() if path in each.when for value in alternatives(each.when[path])]
+    named = {_text(value): value for value in wanted if same(parameter.nearest(value), value)}
+    assert parameter.count is not None
+    found = (parameter.count - len(named)) * grid_size(rest, most, {**point, path: NAMED_NOWHERE})
+    for value in named.values():
         found += grid_size(rest, most, {**point, path: value})
         if found > most:
             break

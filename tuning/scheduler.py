@@ -13,8 +13,8 @@ Curve = Mapping[int, float]
 """Optimizer step -> value of the first objective."""
 
 MOST_SHARES = 1.5
-"""Of the trials that are judged at a rung, no more than so many times ``1 / reduction_factor`` go on. A search that gets better
-brings one of the best third nearly every time, and would stop nothing."""
+"""Of the trials that are judged at a rung, no more than so many times ``1 / reduction_factor`` go on, rounded up. A search that
+gets better brings one of the best third nearly every time, and would stop next to nothing."""
 
 
 class Course(NamedTuple):
@@ -24,6 +24,8 @@ class Course(NamedTuple):
     """Empty, where what it measured holds nobody back."""
     rungs: Sequence[int]
     """At which it is judged; none, where it trains to its end whatever it measures."""
+    bracket: int | None
+    """None: others are compared with it in all."""
     stopped: bool
 
 
@@ -59,10 +61,13 @@ def bracket(number: int, brackets: int) -> int:
     return deal[number % len(deal)]
 
 
-def rungs_of(scheduler: AshaScheduler | HyperbandScheduler, budget: Budget, number: int, total_steps: int) -> list[int]:
-    """Where it is decided whether trial ``number``, of ``total_steps``, goes on."""
+def judged_at(
+    scheduler: AshaScheduler | HyperbandScheduler, budget: Budget, number: int, total_steps: int
+) -> tuple[list[int], int]:
+    """The rungs and the bracket of trial ``number``, which begins now and has ``total_steps``."""
     found = rungs(scheduler, budget, total_steps)
-    return found[bracket(number, max(len(found), 1)) :] if isinstance(scheduler, HyperbandScheduler) else found
+    mine = bracket(number, max(len(found), 1)) if isinstance(scheduler, HyperbandScheduler) else 0
+    return found[mine:], mine
 
 
 def should_stop(
@@ -78,9 +83,7 @@ def should_stop(
     if not reached:
         return None
     rung = reached[-1]
-    rivals = dict(enumerate(courses))
-    if isinstance(scheduler, HyperbandScheduler):  # a bracket is known by its first rung
-        rivals = {each: rival for each, rival in rivals.items() if not rival.rungs or rival.rungs[0] == mine.rungs[0]}
+    rivals = {each: rival for each, rival in enumerate(courses) if rival.bracket in (mine.bracket, None)}
     # This one's is among them. None goes on before there are enough to compare with: to let the first ones go, as poor as they
     # may be, costs a search of few trials a large part of its budget.
     values = {each: value for each, rival in rivals.items() if (value := value_at(rival.curve, rung)) is not None}

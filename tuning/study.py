@@ -22,10 +22,10 @@ NAME = "study"
 """Of the only study in its journal."""
 
 REASON, RETRIES, SAMPLER, METRICS, ORIGIN = "reason", "retries", "sampler", "metrics", "origin"
-RUNGS = "rungs"
+RUNGS, BRACKET = "rungs", "bracket"
 PLACE, PARENT, AT_STEP = "place", "parent", "at_step"
-"""User attributes of a trial: ``RUNGS`` where it is judged; the last three of a population's members, where in it, and with
-whose weights of which step."""
+"""User attributes of a trial: where and among whom a scheduler judges it; the last three of a population's members, where in
+it, and with whose weights of which step."""
 
 SECONDS, EXPLOITED = "seconds", "exploited"
 """User attributes of the study: how long its driver has worked at it, and the last exploit step that is decided."""
@@ -159,6 +159,7 @@ class Study:
             Course(
                 {} if standing(trial) in ("failed", "infeasible") else trial.intermediate_values,
                 trial.user_attrs.get(RUNGS, ()),
+                trial.user_attrs.get(BRACKET),
                 trial.state is TrialState.PRUNED,
             )
             for trial in self.trials

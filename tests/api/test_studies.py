@@ -169,8 +169,16 @@ def test_studies_are_listed_and_obey_as_jobs_do(manta: Manta, study: str) -> Non
     manta.job()
     assert [job["id"] for job in manta.http.get("/studies").json()["items"]] == [study]
     assert manta.http.post(f"/studies/{study}:pause").json()["desired"] == "paused"
-    assert manta.http.post(f"/studies/{study}:resume").json()["desired"] == "running"
     assert manta.http.post(f"/studies/{study}:cancel").json()["desired"] == "cancelled"
+
+
+def test_a_study_that_waits_is_paused_and_resumed(start: Start) -> None:
+    manta = start(cpus=0)
+    study = manta.http.post("/studies", json=STORY).json()["id"]
+    states = [manta.http.post(f"/studies/{study}:{command}").json()["state"] for command in ("pause", "resume", "cancel")]
+    assert states == ["paused", "queued", "cancelled"]
+    refused = manta.http.post(f"/studies/{study}:resume")
+    assert (refused.status_code, refused.json()["code"]) == (409, "illegal_transition")
 
 
 def test_a_mistake_in_a_study_is_named_with_its_field(manta: Manta) -> None:

@@ -60,7 +60,7 @@ def live_figures(say: Callable[[str], None]) -> dict[str, Any]:
     return {
         "live_vs_table": round(abs(loss - table.curve(best.point)[STEPS]), 5),
         "live_vs_replay": round(abs(loss - foretold), 5),
-        "live_vs_replay_trials": len(trials) - foretold_trials,
+        "live_vs_replay_trials": abs(len(trials) - foretold_trials),
         "live_vs_table_furthest": round(furthest, 5),
         "live_best_loss": round(loss, 4),
         "live_best_rank": round(table.rank(loss), 4),

@@ -16,10 +16,10 @@ from tests.bench.peers import optuna_samplers
 from tests.bench.tune_functions import FUNCTIONS
 from tuning.parameters import Parameter
 from tuning.samplers import make_sampler
-from tuning.scheduler import rungs_of, should_stop
+from tuning.scheduler import judged_at, should_stop
 from tuning.space import JobSpace, Point, Space
 from tuning.spec import AshaScheduler, StudySpec
-from tuning.study import RUNGS, Study
+from tuning.study import BRACKET, RUNGS, Study
 
 CORES = 2
 RACED = ("branin", "hartmann6", "rosenbrock5", "conditional")
@@ -63,13 +63,14 @@ class Search:
         """A trial's number and its point."""
         trials = self._study.trials
         suggestion = self._sampler(trials, len(trials), 0)
-        return self._study.begin(suggestion, self._rungs(len(trials))), suggestion.point
+        return self._study.begin(suggestion, self._judged_at(len(trials))), suggestion.point
 
-    def _rungs(self, number: int) -> dict[str, list[int]]:
+    def _judged_at(self, number: int) -> dict[str, Any]:
         scheduler = self._study.spec.scheduler
         if self._total_steps is None or not isinstance(scheduler, AshaScheduler):
             return {}
-        return {RUNGS: rungs_of(scheduler, self._study.spec.budget, number, self._total_steps)}
+        rungs, bracket = judged_at(scheduler, self._study.spec.budget, number, self._total_steps)
+        return {RUNGS: rungs, BRACKET: bracket}
 
     def measured(self, number: int, step: int, value: float) -> bool:
         """Whether the trial goes on."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.scheduler import Course, Curve, bracket, grace_steps, rungs, rungs_of, should_stop, value_at
+from tuning.scheduler import Course, Curve, bracket, grace_steps, judged_at, rungs, should_stop, value_at
 from tuning.spec import AshaScheduler, Budget, HyperbandScheduler
 
 ASHA = AshaScheduler(grace_steps=10, reduction_factor=3)
@@ -18,7 +18,7 @@ def stops(
 ) -> bool:
     """All others have stopped where their curves end."""
     courses = [
-        Course(curve, rungs_of(scheduler, PLENTY, each, 270), stopped=each != number) for each, curve in enumerate(curves)
+        Course(curve, *judged_at(scheduler, PLENTY, each, 270), stopped=each != number) for each, curve in enumerate(curves)
     ]
     return should_stop(scheduler, courses, number, max(curves[number]), minimize) is not None
 
@@ -88,7 +88,7 @@ def test_where_measurements_are_far_between_the_last_rung_counts() -> None:
 def test_of_a_search_that_only_gets_better_every_other_trial_goes_on() -> None:
     courses: list[Course] = []
     for number in range(40):
-        judged = Course({10: -float(number)}, [10, 30], stopped=False)
+        judged = Course({10: -float(number)}, [10, 30], 0, stopped=False)
         reason = should_stop(ASHA, [*courses, judged], number, 10, minimize=True)
         courses.append(judged._replace(stopped=reason is not None))
     went_on = [number for number, course in enumerate(courses) if not course.stopped]
@@ -98,29 +98,43 @@ def test_of_a_search_that_only_gets_better_every_other_trial_goes_on() -> None:
 @pytest.mark.parametrize(
     ("others", "stops"),
     [
-        ([Course({10: 3.0}, [10, 30], False), Course({10: 2.0}, [10, 30], True)], False),
-        ([Course({10: 3.0}, [10, 30], False), Course({10: 2.0}, [10, 30], False)], True),  # neither has measured since
-        ([Course({10: 3.0, 30: 3.0}, [10, 30], True), Course({10: 2.0, 30: 2.0}, [10, 30], True)], True),  # at a later rung
-        ([Course({35: 3.0}, [10, 30], True), Course({35: 2.0}, [10, 30], True)], False),  # came to both at once
-        ([Course({10: 3.0, 30: 3.0}, (), False), Course({10: 2.0, 30: 2.0}, (), False)], False),  # nobody judged them
-        ([Course({10: 3.0, 30: 3.0}, [30], False), Course({10: 2.0, 30: 2.0}, [30], False)], False),  # nor at 10
+        ([Course({10: 3.0}, [10, 30], 0, False), Course({10: 2.0}, [10, 30], 0, True)], False),
+        ([Course({10: 3.0}, [10, 30], 0, False), Course({10: 2.0}, [10, 30], 0, False)], True),  # neither has measured since
+        (
+            [Course({10: 3.0, 30: 3.0}, [10, 30], 0, True), Course({10: 2.0, 30: 2.0}, [10, 30], 0, True)],
+            True,
+        ),  # at a later rung
+        ([Course({35: 3.0}, [10, 30], 0, True), Course({35: 2.0}, [10, 30], 0, True)], False),  # came to both at once
+        (
+            [Course({10: 3.0, 30: 3.0}, (), None, False), Course({10: 2.0, 30: 2.0}, (), None, False)],
+            False,
+        ),  # nobody judged them
+        ([Course({10: 3.0, 30: 3.0}, [30], 0, False), Course({10: 2.0, 30: 2.0}, [30], 0, False)], False),  # nor at 10
     ],
 )
 def test_those_that_went_on_from_a_rung_are_counted_where_they_were_judged(others: list[Course], stops: bool) -> None:
-    best = Course({10: 1.0}, [10, 30], False)
+    best = Course({10: 1.0}, [10, 30], 0, False)
     reason = should_stop(ASHA, [*others, best], 2, 10, minimize=True)
     assert reason == ("2 of 3 trials went on from step 10 already" if stops else None)
 
 
 def test_brackets_count_their_own() -> None:
     scheduler = HyperbandScheduler(grace_steps=10, reduction_factor=3)
-    elsewhere = [Course({10: 3.0, 30: 3.0, 60: 3.0}, [30, 90], False)] * 6
-    here = [Course({10: 9.0, 30: 9.0}, [10, 30, 90], False)] * 2
-    best = Course({10: 1.0}, [10, 30, 90], False)
+    elsewhere = [Course({10: 3.0, 30: 3.0, 60: 3.0}, [30, 90], 1, False)] * 6
+    here = [Course({10: 9.0, 30: 9.0}, [10, 30, 90], 0, False)] * 2
+    best = Course({10: 1.0}, [10, 30, 90], 0, False)
     assert should_stop(scheduler, [*elsewhere, best], 6, 10, minimize=True) == "not among the best 0 of 1 trials at step 10"
     assert (
         should_stop(scheduler, [*elsewhere, *here, best], 8, 10, minimize=True) == "2 of 3 trials went on from step 10 already"
     )
+
+
+def test_a_bracket_holds_trials_of_any_length() -> None:
+    scheduler = HyperbandScheduler(reduction_factor=3)
+    (rungs, mine), (longer, other) = (judged_at(scheduler, PLENTY, 0, total) for total in (270, 810))
+    assert (rungs, longer, mine, other) == ([10, 30, 90], [30, 90, 270], 0, 0)
+    long = [Course({30: value}, longer, other, stopped=True) for value in (3.0, 4.0)]
+    assert should_stop(scheduler, [*long, Course({30: 2.0}, rungs[1:], mine, False)], 2, 30, minimize=True) is None
 
 
 def test_hyperband_compares_within_a_bracket_and_later_brackets_stop_later() -> None:
