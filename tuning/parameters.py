@@ -184,14 +184,13 @@ def grid_size(space: Mapping[str, "Parameter"], most: int, point: Mapping[str, A
         return 1
     path, parameter = next(iter(space.items()))
     rest = {other: each for other, each in space.items() if other != path}
+    assert parameter.count is not None, "it has no step"
     if not applies(parameter, point):
         return grid_size(rest, most, point)
     if not any(path in each.when for each in rest.values()):
-        assert parameter.count is not None
         return parameter.count * grid_size(rest, most, point)
     wanted = [value for each in rest.values() if path in each.when for value in alternatives(each.when[path])]
     named = {_text(value): value for value in wanted if same(parameter.nearest(value), value)}
-    assert parameter.count is not None
     found = (parameter.count - len(named)) * grid_size(rest, most, {**point, path: NAMED_NOWHERE})
     for value in named.values():
         found += grid_size(rest, most, {**point, path: value})

@@ -6,14 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import InMemoryStorage
-
 from tests.bench.overhead import manta_up
-from tests.bench.tune_replay import BUDGET_STEPS, Table, TableTrials
+from tests.bench.tune_replay import BUDGET_STEPS, Table, TableTrials, replayed
 from tests.bench.tune_table import SPACE, STEPS, base, write_corpus
-from tuning.loop import Loop
 from tuning.spec import StudySpec
-from tuning.study import Study
 
 MANY = 200
 """More trials than the steps are enough for."""
@@ -30,12 +26,10 @@ def study(corpus: Path) -> dict[str, Any]:
     }
 
 
-def replayed(given: dict[str, Any]) -> tuple[float, int]:
-    """(The lowest final loss of a study, its trials) by the table."""
-    trials = TableTrials(Table(), steps_left=2 * BUDGET_STEPS)
+def foretold(given: dict[str, Any]) -> TableTrials:
+    """The same study by the table, with steps for the last trial to come to its end."""
     spec = StudySpec.model_validate({name: given[name] for name in given if name not in ("kind", "name")})
-    Loop(Study(spec, InMemoryStorage()), trials, pulse=lambda: None, clock=lambda: 0.0).run()
-    return trials.best, trials.begun
+    return replayed(spec, 2 * BUDGET_STEPS)
 
 
 def live_figures(say: Callable[[str], None]) -> dict[str, Any]:
@@ -47,7 +41,7 @@ def live_figures(say: Callable[[str], None]) -> dict[str, Any]:
         assert job.state == "succeeded", job.failure
         trials, shown = bench.client.trials(job.id, limit=MANY).items, bench.client.study(job.id)
     (best,) = shown.best
-    foretold, foretold_trials = replayed(given)
+    replay = foretold(given)
     for trial in trials:
         expected = table.curve(trial.point)
         measured = trial.curve | ({STEPS: trial.values["eval_loss"]} if trial.values else {})
@@ -59,8 +53,8 @@ def live_figures(say: Callable[[str], None]) -> dict[str, Any]:
     loss = best.values["eval_loss"]
     return {
         "live_vs_table": round(abs(loss - table.curve(best.point)[STEPS]), 5),
-        "live_vs_replay": round(abs(loss - foretold), 5),
-        "live_vs_replay_trials": abs(len(trials) - foretold_trials),
+        "live_vs_replay": round(abs(loss - replay.best), 5),
+        "live_vs_replay_trials": abs(len(trials) - replay.begun),
         "live_vs_table_furthest": round(furthest, 5),
         "live_best_loss": round(loss, 4),
         "live_best_rank": round(table.rank(loss), 4),

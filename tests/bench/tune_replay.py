@@ -118,12 +118,16 @@ class TableTrials:
     def close(self) -> None: ...
 
 
-def manta(seed: int, steps: int = BUDGET_STEPS) -> float:
+def replayed(spec: StudySpec, steps: int) -> TableTrials:
+    """A study's trials by the table, to its end or until ``steps`` are spent."""
     trials = TableTrials(Table(), steps)
-    loop = Loop(Study(study_of(seed), InMemoryStorage()), trials, pulse=lambda: None, clock=lambda: 0.0)
     with suppress(StepsSpent):
-        loop.run()
-    return trials.best
+        Loop(Study(spec, InMemoryStorage()), trials, pulse=lambda: None, clock=lambda: 0.0).run()
+    return trials
+
+
+def manta(seed: int, steps: int = BUDGET_STEPS) -> float:
+    return replayed(study_of(seed), steps).best
 
 
 def lowest(task: tuple[str, int, int]) -> float:
