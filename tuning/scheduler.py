@@ -88,6 +88,8 @@ def should_stop(
     # may be, costs a search of few trials a large part of its budget.
     values = {each: value for each, rival in rivals.items() if (value := value_at(rival.curve, rung)) is not None}
     room = len(values) // factor
+    if not room:
+        return f"one of the first {factor - 1} trials at step {rung}: too few to compare"
     if sum(sign * value < sign * values[number] for value in values.values()) >= room:
         return f"not among the best {room} of {len(values)} trials at step {rung}"
     judged = [rivals[each] for each in values if each != number and rung in rivals[each].rungs]

@@ -123,7 +123,10 @@ def test_brackets_count_their_own() -> None:
     elsewhere = [Course({10: 3.0, 30: 3.0, 60: 3.0}, [30, 90], 1, False)] * 6
     here = [Course({10: 9.0, 30: 9.0}, [10, 30, 90], 0, False)] * 2
     best = Course({10: 1.0}, [10, 30, 90], 0, False)
-    assert should_stop(scheduler, [*elsewhere, best], 6, 10, minimize=True) == "not among the best 0 of 1 trials at step 10"
+    assert (
+        should_stop(scheduler, [*elsewhere, best], 6, 10, minimize=True)
+        == "one of the first 2 trials at step 10: too few to compare"
+    )
     assert (
         should_stop(scheduler, [*elsewhere, *here, best], 8, 10, minimize=True) == "2 of 3 trials went on from step 10 already"
     )
